@@ -1,0 +1,240 @@
+"""YAML to a frozen typed object, and back.
+
+A config is the object itself: a frozen pydantic class whose fields are the hyperparameters. A field whose type is a
+family (`Engine`, `Recipe`, ...) takes a name, and the name is a file in the family's folder:
+
+    objective: dpo                        -> align/objectives/dpo.py, class Dpo, its defaults
+    objective: {name: dpo, beta: 0.2}     -> the same with a choice
+    objective: their_pkg.their_module     -> imported as written, so users extend a family without a fork
+"""
+
+import difflib
+import importlib
+import importlib.util
+import json
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from counterfoil.errors import ConfigError
+from counterfoil.records import content_id
+
+__all__ = [
+    "Choice", "Config", "apply_override", "build", "dump", "find_class", "find_config", "fingerprint", "list_configs",
+    "list_family", "parse_override", "read_yaml",
+]  # fmt: skip
+
+
+class Config(BaseModel):
+    """Frozen, typed; an unknown key is refused with the name that was probably meant."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def refuse_unknown(cls, value: Any) -> Any:
+        """Raise for the first key that is no field."""
+        if isinstance(value, Mapping):
+            for key in value:
+                if key not in cls.model_fields:
+                    raise _unknown(str(key), cls)
+        return value
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def _unknown(key: str, cls: type[Config]) -> PydanticCustomError:
+    fields = ", ".join(sorted(cls.model_fields)) or "none"
+    close = difflib.get_close_matches(key, list(cls.model_fields), n=1)
+    do = f"Did you mean {close[0]!r}? Fix the name or remove the line." if close else "Remove the line."
+    return PydanticCustomError(
+        "unknown_key",
+        "{cls} has no field {key}",
+        {"cls": cls.__name__, "key": repr(key), "at": key, "allowed": f"fields: {fields}", "do": do},
+    )
+
+
+class Choice(Config):
+    """The root of a family sets `FOLDER`, the package whose files are its members; a member is one class in one file."""
+
+    FOLDER: ClassVar[str] = ""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def choose(cls, value: Any, handler: Callable[[Any], Self]) -> Self:
+        """Turn a name, or a mapping with a `name`, into the member of that name."""
+        if isinstance(value, cls) or "FOLDER" not in cls.__dict__:
+            return handler(value)
+        if isinstance(value, str):
+            value = {"name": value}
+        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+            raise PydanticCustomError(
+                "no_name", "no name given", {"allowed": _names(cls), "do": "Give the name of one: `name: ...`."}
+            )
+        rest = {key: given for key, given in value.items() if key != "name"}
+        return find_class(cls, value["name"]).model_validate(rest)
+
+
+ChoiceT = TypeVar("ChoiceT", bound=Choice)
+
+
+def _names(cls: type[Choice]) -> str:
+    return "one of " + ", ".join(list_family(cls)) + ", or a module of yours with a dot in its name"
+
+
+def list_family(cls: type[Choice]) -> list[str]:
+    """List the names of a family: the files in its folder."""
+    folder = importlib.import_module(cls.FOLDER)
+    return sorted(info.name for info in pkgutil.iter_modules(folder.__path__))
+
+
+def find_class(cls: type[ChoiceT], name: str) -> type[ChoiceT]:
+    """Import the member `name` of the family `cls`.
+
+    A file that exists but does not import raises its own error: it is never reported as missing.
+    """
+    module_name = name if "." in name else f"{cls.FOLDER}.{name}"
+    if "." not in name and name not in list_family(cls):
+        close = difflib.get_close_matches(name, list_family(cls), n=1)
+        do = f"Did you mean {close[0]!r}?" if close else "Use one of these names."
+        raise PydanticCustomError("unknown_name", "no {name} here", {"name": name, "allowed": _names(cls), "do": do})
+    if "." in name and importlib.util.find_spec(name.split(".")[0]) is None:
+        raise PydanticCustomError(
+            "unknown_name",
+            "no package {name} is installed",
+            {"name": name.split(".")[0], "allowed": _names(cls), "do": "Install it, or fix the name."},
+        )
+    module = importlib.import_module(module_name)
+    wanted = "".join(part.capitalize() for part in name.rsplit(".", 1)[-1].split("_"))
+    found = getattr(module, wanted, None)
+    if not (isinstance(found, type) and issubclass(found, cls)):
+        raise PydanticCustomError(
+            "no_class",
+            "{module} has no class {wanted}",
+            {"module": module_name, "wanted": wanted, "allowed": f"a {cls.__name__}", "do": "Name it as its file."},
+        )
+    return found
+
+
+def dump(value: Any) -> Any:
+    """Turn a config into plain JSON-able values that `build` takes back; members of a family keep their name."""
+    if isinstance(value, Config):
+        named: dict[str, Any] = {}
+        if isinstance(value, Choice):
+            module = type(value).__module__
+            family = next(cls for cls in type(value).__mro__ if "FOLDER" in cls.__dict__)
+            named["name"] = module.removeprefix(f"{getattr(family, 'FOLDER')}.")
+        return named | {key: dump(getattr(value, key)) for key in type(value).model_fields}
+    if isinstance(value, Mapping):
+        return {str(key): dump(item) for key, item in value.items()}
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    if isinstance(value, Sequence | frozenset | set):
+        return [dump(item) for item in value]
+    return str(value)
+
+
+def fingerprint(value: Any) -> str:
+    """Hash a config to 16 hexadecimal digits: equal configs, equal fingerprints."""
+    return content_id(dump(value))
+
+
+def build(cls: type[ConfigT], values: Mapping[str, Any], *, source: str) -> ConfigT:
+    """Validate `values` as `cls`. Raises ConfigError with `source` (a file or `command line`) and the path inside."""
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error, source) from error
+
+
+def _explain(error: ValidationError, source: str) -> ConfigError:
+    first = error.errors()[0]
+    ctx = first.get("ctx", {})
+    path = [str(part) for part in first["loc"] if not str(part).startswith("function-")]
+    if "at" in ctx:
+        path.append(str(ctx["at"]))
+    where = f"{source}: {'.'.join(path)}" if path else source
+    given = first["msg"]
+    if first["type"] not in {"unknown_key", "no_name", "missing"}:
+        given += f"; given {first['input']!r}"[:200]
+    allowed = ctx.get("allowed") or (", ".join(f"{key} {item}" for key, item in ctx.items()) or first["type"])
+    do = ctx.get("do") or ("Add it." if first["type"] == "missing" else "Change the value.")
+    return ConfigError(where, given=given, allowed=str(allowed), do=str(do))
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `key.sub=value`; the value is read as JSON, else it is the string that it is."""
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise ConfigError("command line", given=repr(text), allowed="key=value", do="Write, for instance, seed=1.")
+    try:
+        return key.strip(), json.loads(value)
+    except json.JSONDecodeError:
+        return key.strip(), value
+
+
+def apply_override(values: dict[str, Any], key: str, value: Any, *, cls: type[Config] | None = None) -> None:
+    """Set `key` (dotted) in nested `values`. A bare name on the way becomes a mapping with that name.
+
+    Where a family's member is left at its default, that default (of `cls`) is what the override changes.
+    """
+    head, _, rest = key.partition(".")
+    if not rest:
+        values[head] = value
+        return
+    inside = values.get(head)
+    if isinstance(inside, str):
+        inside = {"name": inside}
+    if not isinstance(inside, dict):
+        default = cls.model_fields[head].default if cls and head in cls.model_fields else None
+        inside = {"name": dump(default)["name"]} if isinstance(default, Choice) else {}
+    values[head] = dict(inside)
+    apply_override(values[head], rest, value)
+
+
+def _config_root() -> Path:
+    """Return the folder of the configs that travel with the distribution: in the wheel, else beside the packages."""
+    here = Path(__file__).resolve().parent
+    return here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
+
+
+def list_configs() -> dict[str, Path]:
+    """Map `verb/name` to the YAML file, for every config that travels with the distribution."""
+    root = _config_root()
+    return {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))}
+
+
+def find_config(name: str, folder: str) -> Path:
+    """Find a config: a path to a YAML file, else a name in `folder` of the configs that travel with us."""
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"} or "/" in name:
+        if path.is_file():
+            return path
+        raise ConfigError(name, given="no such file", allowed="a YAML file", do="Check the path.")
+    known = {key.split("/", 1)[1]: path for key, path in list_configs().items() if key.startswith(f"{folder}/")}
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name, list(known), n=1)
+    do = f"Did you mean {close[0]!r}?" if close else "Use one of these names, or a path ending in .yaml."
+    raise ConfigError(f"config {name!r}", given="not found", allowed=", ".join(sorted(known)) or "none", do=do)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping. Raises ConfigError for broken YAML, or for anything but a mapping."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(str(path), given=str(error).replace("\n", " "), allowed="YAML", do="Mend it.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(str(path), given=str(error), allowed="UTF-8 text", do="Save it as UTF-8.") from error
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(str(path), given=type(values).__name__, allowed="a mapping", do="Write `key: value` lines.")
+    return values

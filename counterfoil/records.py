@@ -1,0 +1,138 @@
+"""Every record that counterfoil reads or writes, on one page.
+
+Each is a line of a JSONL file. Ids are content hashes, so that records are joined by what they are and never by where
+they stand: the same prompt has the same id in every run.
+
+    Prompt -> Completion (n a prompt) -> Score (one a completion and scorer) -> Pair
+                                      \\-> Dropped: whatever does not go on, with the stage and the reason
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, Self, TypedDict
+
+from pydantic import BaseModel, ConfigDict
+
+__all__ = ["Completion", "Dropped", "Message", "Pair", "Prompt", "Record", "Score", "content_id"]
+
+
+def content_id(*parts: Any) -> str:
+    """Hash JSON-able `parts` to 16 hexadecimal digits (64 bits of BLAKE2b; a clash in 10 million records: 3e-6)."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+class Message(TypedDict):
+    """One turn of a chat, as transformers' chat templates take it."""
+
+    role: str
+    content: str
+
+
+class Record(BaseModel):
+    """Frozen; a key that is not a field is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Prompt(Record):
+    """What a model is asked."""
+
+    id: str
+    messages: tuple[Message, ...]
+    reference: dict[str, Any] = {}
+    """What a scorer needs to judge an answer (constraints, a gold answer); no model is ever shown it."""
+    tags: dict[str, str] = {}
+    """Where it comes from, for grouping in reports: topic, split, source file and line."""
+
+    @classmethod
+    def make(
+        cls,
+        messages: str | Sequence[Message],
+        *,
+        reference: dict[str, Any] | None = None,
+        tags: dict[str, str] | None = None,
+    ) -> Self:
+        """Build a prompt with its id. A string becomes one user message. Tags are no part of the id."""
+        turns = ({"role": "user", "content": messages},) if isinstance(messages, str) else tuple(messages)
+        reference = reference or {}
+        return cls(id=content_id(turns, reference), messages=turns, reference=reference, tags=tags or {})
+
+
+class Completion(Record):
+    """What a model answered."""
+
+    id: str
+    prompt_id: str
+    index: int
+    """Which of the n samples of its prompt, from 0."""
+    text: str
+    finish_reason: str
+    """`stop` (end of sequence or a stop string) or `length` (cut off at max_new_tokens)."""
+    num_prompt_tokens: int
+    num_tokens: int
+    """Tokens generated, the end-of-sequence token included."""
+    token_ids: tuple[int, ...] | None = None
+    token_logprobs: tuple[float, ...] | None = None
+    """Natural-log probabilities of the generated tokens under the model itself, before temperature and truncation."""
+
+    @classmethod
+    def make(cls, *, prompt_id: str, index: int, text: str, **rest: Any) -> Self:
+        """Build a completion with its id, which is of the prompt, the index and the text."""
+        return cls(id=content_id(prompt_id, index, text), prompt_id=prompt_id, index=index, text=text, **rest)
+
+
+class Score(Record):
+    """What a scorer says of a completion: higher is better."""
+
+    completion_id: str
+    scorer: str
+    value: float
+    detail: dict[str, Any] = {}
+
+
+class Pair(Record):
+    """A preference pair in TRL's conversational format, with the stub that says how it was made."""
+
+    id: str
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    score_chosen: float
+    score_rejected: float
+    prompt_id: str
+    chosen_id: str
+    rejected_id: str
+    recipe: str
+
+    @classmethod
+    def make(
+        cls, prompt: Prompt, chosen: Completion, rejected: Completion, *, scores: tuple[float, float], recipe: str
+    ) -> Self:
+        """Pair two completions of `prompt`. Raises ValueError where one is not an answer to it."""
+        if {chosen.prompt_id, rejected.prompt_id} != {prompt.id}:
+            raise ValueError(f"prompt {prompt.id} got answers to {chosen.prompt_id} and {rejected.prompt_id}")
+        return cls(
+            id=content_id(prompt.id, chosen.text, rejected.text),
+            prompt=prompt.messages,
+            chosen=({"role": "assistant", "content": chosen.text},),
+            rejected=({"role": "assistant", "content": rejected.text},),
+            score_chosen=scores[0],
+            score_rejected=scores[1],
+            prompt_id=prompt.id,
+            chosen_id=chosen.id,
+            rejected_id=rejected.id,
+            recipe=recipe,
+        )
+
+
+class Dropped(Record):
+    """A record that does not go on: nothing is lost without one of these."""
+
+    id: str
+    stage: str
+    """Where it stopped: `read`, `generate`, `contrast`, a filter's name, `tokenize` ..."""
+    reason: str
+    """A short fixed phrase that can be counted: `no margin`, `empty answer`, `request failed` ..."""
+    detail: str = ""

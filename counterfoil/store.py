@@ -1,0 +1,62 @@
+"""The run's state in SQLite: what is finished, by content key, so that a re-run repeats only what was in flight.
+
+One table: (stage, key, value). A finished record is committed when it lands: it survives a kill at once (the operating
+system holds the write) and a loss of power up to the last checkpoint of the write-ahead log.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from counterfoil.errors import RunError
+
+__all__ = ["Store"]
+
+
+class Store:
+    """A durable map from (stage, key) to text, in order of arrival."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS finished "
+                "(stage TEXT, key TEXT, value TEXT, PRIMARY KEY (stage, key)) WITHOUT ROWID"
+            )
+        except sqlite3.DatabaseError as error:
+            raise RunError(
+                str(path), given=str(error), allowed="a run's state file", do="Delete the run folder and run again."
+            ) from error
+
+    def put(self, stage: str, key: str, value: str) -> None:
+        """Keep `value`; a second value for a key replaces the first. Raises OSError where the disk is full."""
+        try:
+            self._db.execute("INSERT OR REPLACE INTO finished VALUES (?, ?, ?)", (stage, key, value))
+        except sqlite3.OperationalError as error:
+            if "full" in str(error) or "disk I/O" in str(error):
+                raise OSError(28, str(error)) from error
+            raise
+
+    def get(self, stage: str, key: str) -> str | None:
+        """Return what was kept, or None."""
+        row = self._db.execute("SELECT value FROM finished WHERE stage=? AND key=?", (stage, key)).fetchone()
+        return row[0] if row else None
+
+    def has(self, stage: str, key: str) -> bool:
+        """Say whether a key is finished."""
+        found = self._db.execute("SELECT 1 FROM finished WHERE stage=? AND key=?", (stage, key))
+        return found.fetchone() is not None
+
+    def count(self, stage: str) -> int:
+        """Count the finished keys of a stage."""
+        return self._db.execute("SELECT COUNT(*) FROM finished WHERE stage=?", (stage,)).fetchone()[0]
+
+    def items(self, stage: str) -> Iterator[tuple[str, str]]:
+        """Yield (key, value) of a stage in order of keys."""
+        yield from self._db.execute("SELECT key, value FROM finished WHERE stage=? ORDER BY key", (stage,))
+
+    def close(self) -> None:
+        """Close the file; its write-ahead log is folded in."""
+        self._db.close()

@@ -1,0 +1,148 @@
+"""Engine (family): the one interface to whatever writes text.
+
+A request's way: `Request` -> `Session.complete` -> `Result`, as each finishes; given text's way: `Given` ->
+`Session.logprobs` -> `GivenLogprobs`. Both take an iterable, read it only as fast as they can use it, and yield in order
+of completion; closing the iterator cancels what is in flight. One request that fails never hurts another: its Result
+carries the reason.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import ClassVar, Self
+
+from pydantic import Field
+
+from counterfoil.config import Choice, Config
+from counterfoil.errors import EngineError
+from counterfoil.records import Completion, Message, content_id
+
+__all__ = ["Engine", "Given", "GivenLogprobs", "Request", "Result", "Sampling", "Session", "require"]
+
+
+class Sampling(Config):
+    """How the next token is drawn."""
+
+    temperature: float = Field(0.0, ge=0)
+    """0 is greedy."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Keep the likeliest tokens that hold this share of the probability. Sorts the vocabulary: slow on a CPU."""
+    top_k: int = Field(0, ge=0)
+    """Keep this many of the likeliest tokens; 0 keeps all."""
+    min_p: float = Field(0.0, ge=0, le=1)
+    """Keep tokens at least this likely relative to the likeliest."""
+    max_new_tokens: int = Field(256, ge=1)
+    """Cut an answer off after this many tokens."""
+    n: int = Field(1, ge=1)
+    """Samples a prompt."""
+    seed: int | None = 0
+    """Fixes the draws of a request; None leaves them to the engine."""
+    stop: tuple[str, ...] = ()
+    """End an answer before any of these strings."""
+    logprobs: bool = False
+    """Also return the token ids and their log-probabilities."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt for an engine: chat messages, or plain text that is continued as it stands."""
+
+    id: str
+    prompt: tuple[Message, ...] | str
+    sampling: Sampling
+    adapter: str | None = None
+    """Folder of a PEFT adapter (for `openai_api`: the name under which the server has it); None is the bare model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a request: its n completions in order of index, or why there are none."""
+
+    id: str
+    completions: tuple[Completion, ...] = ()
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Text whose probability is asked for. After chat messages it is the assistant's answer; after text, its continuation.
+
+    An empty prompt scores the text alone, from its second token on.
+    """
+
+    id: str
+    prompt: tuple[Message, ...] | str
+    text: str
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GivenLogprobs:
+    """Natural-log probabilities of the tokens of `Given.text` in order, or why there are none."""
+
+    id: str
+    token_logprobs: tuple[float, ...] = ()
+    failure: str | None = None
+
+
+class Session(ABC):
+    """An open engine. Use it as a context manager: leaving it gives back memory, processes and connections."""
+
+    model_id: str
+    """A fingerprint of the weights or, for a server, of its address and model name."""
+
+    @abstractmethod
+    def complete(self, requests: Iterable[Request]) -> Iterator[Result]:
+        """Answer each request once, in order of completion. Closing the iterator cancels what is in flight."""
+
+    @abstractmethod
+    def logprobs(self, given: Iterable[Given]) -> Iterator[GivenLogprobs]:
+        """Score each given text once. Raises EngineError where the engine's `gives` lacks `given_logprobs`."""
+
+    @abstractmethod
+    def cancel(self, request_id: str) -> None:
+        """Stop one request in flight; it ends with the failure `cancelled`. Unknown ids are ignored."""
+
+    @abstractmethod
+    def num_tokens(self, prompt: tuple[Message, ...] | str) -> int:
+        """Count the tokens that the model would be sent, template included."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything back. Calling it twice is harmless."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+class Engine(Choice):
+    """A choice of engine; light until `open()`."""
+
+    FOLDER: ClassVar[str] = "decode.engines"
+    gives: ClassVar[frozenset[str]]
+    """Out of: chat, text, n, stop, seed, logprobs, given_logprobs, adapters, cancel, num_tokens."""
+
+    @abstractmethod
+    def open(self, model: str) -> Session:
+        """Load `model` (a name, a folder or a hub id). Raises EngineError or InputError before any weight is read."""
+
+    def key(self, request: Request, model_id: str) -> str:
+        """Hash what is really sent, so that a kept answer is used again only for the very same request."""
+        return content_id(request.prompt, request.sampling.model_dump(), request.adapter, model_id)
+
+
+def require(engine: Engine, needs: Iterable[str], *, where: str) -> None:
+    """Raise EngineError, naming both sides, unless the engine gives all that is needed. Loads nothing."""
+    missing = sorted(set(needs) - engine.gives)
+    if missing:
+        name = type(engine).__module__.rsplit(".", 1)[-1]
+        raise EngineError(
+            where,
+            given=f"needs {', '.join(missing)}, which engine {name!r} does not give",
+            allowed=f"{name} gives {', '.join(sorted(engine.gives))}",
+            do="Choose another engine (engine=vllm or engine=hf give the most).",
+        )

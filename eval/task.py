@@ -1,0 +1,27 @@
+"""Task (family): where prompts and their references come from, and which scorer applies."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from counterfoil.config import Choice
+from counterfoil.records import Dropped, Prompt
+from eval.scorer import Scorer
+
+__all__ = ["Split", "Task"]
+
+Split = Literal["train", "heldout"]
+
+
+class Task(Choice):
+    """A set of prompts with known ways to judge an answer; its two splits share no prompt."""
+
+    FOLDER: ClassVar[str] = "eval.tasks"
+
+    @abstractmethod
+    def prompts(self, split: Split) -> Iterator[Prompt | Dropped]:
+        """Yield the prompts of a split in a fixed order; the same task yields the same prompts every time."""
+
+    @abstractmethod
+    def scorer(self) -> Scorer:
+        """Return the scorer that the task's references are for."""
