@@ -1,0 +1,1 @@
+"""Weights out of contrasts: LoRA adapters trained on pairs."""

@@ -1,0 +1,1 @@
+"""The spine: records, configs, jobs, stores: what every run needs."""

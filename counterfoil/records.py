@@ -10,9 +10,10 @@ they stand: the same prompt has the same id in every run.
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, Self, TypedDict
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
+from typing_extensions import TypedDict
 
 __all__ = ["Completion", "Dropped", "Message", "Pair", "Prompt", "Record", "Score", "content_id"]
 

@@ -1,0 +1,1 @@
+"""Numbers, with intervals, about text, pairs and models."""

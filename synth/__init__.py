@@ -1,0 +1,1 @@
+"""Contrasts out of engines: preference pairs and what they are made from."""

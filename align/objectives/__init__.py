@@ -1,0 +1,1 @@
+"""The objectives, one a file."""

@@ -1,0 +1,1 @@
+"""The sources of prompts, one a file."""
