@@ -1,4 +1,4 @@
-"""Every record that counterfoil reads or writes, on one page.
+r"""Every record that counterfoil reads or writes, on one page.
 
 Each is a line of a JSONL file. Ids are content hashes, so that records are joined by what they are and never by where
 they stand: the same prompt has the same id in every run.

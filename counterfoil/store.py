@@ -5,7 +5,7 @@ system holds the write) and a loss of power up to the last checkpoint of the wri
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from counterfoil.errors import RunError
@@ -56,6 +56,15 @@ class Store:
     def items(self, stage: str) -> Iterator[tuple[str, str]]:
         """Yield (key, value) of a stage in order of keys."""
         yield from self._db.execute("SELECT key, value FROM finished WHERE stage=? ORDER BY key", (stage,))
+
+    def open_set(self, name: str) -> Callable[[str], bool]:
+        """Open an empty set of texts that lives as long as this process, on disk where it grows large.
+
+        Calling it with a text adds it; the answer is whether it is new.
+        """
+        self._db.execute(f'CREATE TEMP TABLE "{name}" (key TEXT PRIMARY KEY) WITHOUT ROWID')
+        insert = f'INSERT OR IGNORE INTO temp."{name}" VALUES (?)'  # noqa: S608  (the name is ours)
+        return lambda text: self._db.execute(insert, (text,)).rowcount == 1
 
     def close(self) -> None:
         """Close the file; its write-ahead log is folded in."""

@@ -1,20 +1,20 @@
 """Engine (family): the one interface to whatever writes text.
 
 A request's way: `Request` -> `Session.complete` -> `Result`, as each finishes; given text's way: `Given` ->
-`Session.logprobs` -> `GivenLogprobs`. Both take an iterable, read it only as fast as they can use it, and yield in order
-of completion; closing the iterator cancels what is in flight. One request that fails never hurts another: its Result
+`Session.logprobs` -> `GivenLogprobs`. Both take an iterable, read it only as fast as they can use it, and yield in
+order of completion; closing the iterator cancels what is in flight. One request that fails never hurts another: its Result
 carries the reason.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import ClassVar, Self
 
 from pydantic import Field
 
-from counterfoil.config import Choice, Config
+from counterfoil.config import Choice, Config, dump
 from counterfoil.errors import EngineError
 from counterfoil.records import Completion, Message, content_id
 
@@ -66,7 +66,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Text whose probability is asked for. After chat messages it is the assistant's answer; after text, its continuation.
+    """Text whose probability is asked for: after chat messages the assistant's answer, after text its continuation.
 
     An empty prompt scores the text alone, from its second token on.
     """
@@ -127,12 +127,15 @@ class Engine(Choice):
     """Out of: chat, text, n, stop, seed, logprobs, given_logprobs, adapters, cancel, num_tokens."""
 
     @abstractmethod
-    def open(self, model: str) -> Session:
-        """Load `model` (a name, a folder or a hub id). Raises EngineError or InputError before any weight is read."""
+    def open(self, model: str, *, adapters: Sequence[str] = ()) -> Session:
+        """Load `model` (a name, a folder or a hub id), ready for requests with these adapters.
 
-    def key(self, request: Request, model_id: str) -> str:
-        """Hash what is really sent, so that a kept answer is used again only for the very same request."""
-        return content_id(request.prompt, request.sampling.model_dump(), request.adapter, model_id)
+        Raises EngineError or InputError before any weight is read.
+        """
+
+    def key(self, request: Request, model: str) -> str:
+        """Hash what is sent, so that a kept answer is used again only for the very same request."""
+        return content_id(dump(self), model, request.prompt, request.sampling.model_dump(), request.adapter)
 
 
 def require(engine: Engine, needs: Iterable[str], *, where: str) -> None:

@@ -1,0 +1,307 @@
+"""A job and its run folder.
+
+    runs/NAME-FINGERPRINT/
+      job.json         the config and the inputs' hashes, written first: what this folder belongs to
+      state.sqlite     what is finished (store.py); deleted with the folder, never needed once the manifest stands
+      progress.jsonl   how far it is
+      *.jsonl ...      outputs, each written whole
+      manifest.json    written last, by rename: its presence means complete
+
+Running the same job again resumes; a finished run is not done twice.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Annotated, Any, ClassVar
+
+from counterfoil.config import Config, dump
+from counterfoil.errors import ConfigError, InputError, RunError
+from counterfoil.jsonl import describe_file, open_atomic, write_json
+from counterfoil.progress import Progress
+from counterfoil.provenance import describe_git, describe_versions
+from counterfoil.records import Dropped, Record, content_id
+from counterfoil.store import Store
+
+__all__ = ["Input", "InputPath", "Job", "Run", "read_manifest", "runs_folder"]
+
+
+class Input:
+    """Marks a field as a path that the job reads: it must exist, and its content is part of the run's identity."""
+
+
+InputPath = Annotated[Path, Input()]
+
+
+def runs_folder() -> Path:
+    """Return where runs go: $COUNTERFOIL_RUNS, else runs/ in the working folder."""
+    return Path(os.environ.get("COUNTERFOIL_RUNS", "runs"))
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return a finished run's manifest, or None."""
+    path = folder / "manifest.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+@dataclass
+class Run:
+    """One run under way: what `Job.work` writes to."""
+
+    folder: Path
+    store: Store
+    progress: Progress
+    counts: dict[str, int] = field(default_factory=dict[str, int])
+    """`read`, `kept`, `failed` ...: what came in and what went on."""
+    dropped: Counter[str] = field(default_factory=Counter[str])
+    """`stage: reason` -> how many."""
+    tokens: dict[str, int] = field(default_factory=dict[str, int])
+    figures: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The headline numbers."""
+    facts: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Whatever else the manifest should hold: the model's fingerprint, seeds."""
+    _outputs: dict[str, tuple[ExitStack, IO[str]]] = field(default_factory=dict[str, tuple[ExitStack, IO[str]]])
+
+    def write(self, name: str, record: Record | dict[str, Any]) -> None:
+        """Append a record to the output `name`, which appears, whole, when it is closed or the work ends well."""
+        stream = self._outputs[name][1] if name in self._outputs else self.open_output(name)
+        text = record.model_dump_json() if isinstance(record, Record) else json.dumps(record, ensure_ascii=False)
+        stream.write(text + "\n")
+
+    def open_output(self, name: str) -> IO[str]:
+        """Open an output that may stay empty, so that it exists all the same."""
+        stack = ExitStack()
+        stream = stack.enter_context(open_atomic(self.folder / name))
+        self._outputs[name] = (stack, stream)
+        return stream
+
+    def close_output(self, name: str) -> Path:
+        """Let one output appear before the work ends, to be read by its next stage."""
+        self._outputs.pop(name)[0].close()
+        return self.folder / name
+
+    def drop(self, record: Dropped) -> None:
+        """Count a record that does not go on, and keep it in dropped.jsonl."""
+        self.dropped[f"{record.stage}: {record.reason}"] += 1
+        self.write("dropped.jsonl", record)
+
+    def settle(self, *, ok: bool) -> None:
+        """Let the outputs appear (`ok`), or remove what was written of them."""
+        for stack, _ in self._outputs.values():
+            if ok:
+                stack.close()
+            else:
+                with contextlib.suppress(_Unfinished):
+                    stack.__exit__(_Unfinished, _Unfinished(), None)
+        self._outputs.clear()
+
+
+class _Unfinished(Exception):
+    """Tells an output that its work did not end well."""
+
+
+class Job(Config):
+    """A unit of work with a config, a run folder and a manifest. A subclass's fields are its choices."""
+
+    VERB: ClassVar[str]
+    """The command-line verb, which is also the folder of its configs."""
+
+    @abstractmethod
+    def work(self, run: Run) -> None:
+        """Do the work: read inputs, write outputs through `run`. What is in `run.store` is not done again."""
+
+    def check(self) -> None:
+        """Raise for what can be known to be wrong before anything heavy is loaded."""
+
+    def inputs(self) -> dict[str, Path]:
+        """Return the paths that the job reads, by dotted field; those that are None are left out."""
+        return dict(_find_inputs(self, ""))
+
+    def run(
+        self,
+        folder: Path | str | None = None,
+        *,
+        label: str | None = None,
+        overrides: tuple[str, ...] = (),
+        quiet: bool = False,
+    ) -> "Finished":
+        """Do the job in `folder` (by default one named by the config), or go on with it, or find it done."""
+        label = label or type(self).__name__.lower()
+        identity = self._identity()
+        path = Path(folder) if folder else runs_folder() / f"{label}-{content_id(_without_paths(identity))[:8]}"
+        done = _check_folder(path, identity)
+        if done is not None:
+            return Finished(path, done, fresh=False)
+        self.check()
+        _make_folder(path)
+        with _lock(path):
+            write_json(path / "job.json", identity)
+            manifest = self._perform(path, identity, label=label, overrides=overrides, quiet=quiet)
+        return Finished(path, manifest, fresh=True)
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "job": f"{type(self).__module__}.{type(self).__name__}",
+            "config": dump(self),
+            "inputs": {key: _describe_input(f"{key}", path) for key, path in self.inputs().items()},
+        }
+
+    def _perform(
+        self, path: Path, identity: dict[str, Any], *, label: str, overrides: tuple[str, ...], quiet: bool
+    ) -> dict[str, Any]:
+        started, clock = datetime.now(UTC), time.monotonic()
+        run = Run(path, Store(path / "state.sqlite"), Progress(path / "progress.jsonl", label=label, quiet=quiet))
+        ok = False
+        try:
+            self.work(run)
+            ok = True
+        finally:
+            run.settle(ok=ok)
+            run.progress.close()
+            seconds = float(run.store.get("run", "seconds") or 0) + time.monotonic() - clock
+            run.store.put("run", "seconds", str(seconds))
+            run.store.close()
+        manifest = {
+            "job": type(self).__name__.lower(),
+            "state": "done",
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": round(seconds, 1),
+            "config": identity["config"],
+            "overrides": list(overrides),
+            "inputs": identity["inputs"],
+            "outputs": _describe_outputs(path),
+            "counts": run.counts | {"dropped": dict(sorted(run.dropped.items()))},
+            "tokens": run.tokens,
+            "figures": run.figures,
+            "versions": describe_versions(),
+            "git": describe_git(),
+        } | run.facts
+        write_json(path / "manifest.json", manifest)
+        return manifest
+
+
+def _find_inputs(config: Config, prefix: str) -> Iterator[tuple[str, Path]]:
+    for key, item in type(config).model_fields.items():
+        value = getattr(config, key)
+        if isinstance(value, Config):
+            yield from _find_inputs(value, f"{prefix}{key}.")
+        elif value is not None and any(isinstance(mark, Input) for mark in item.metadata):
+            yield f"{prefix}{key}", Path(value)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    fresh: bool
+    """False where it was found done."""
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The headline numbers."""
+        return self.manifest["figures"]
+
+    def path(self, name: str) -> Path:
+        """Return the path of an output."""
+        return self.folder / name
+
+
+def _describe_input(name: str, path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise InputError(
+            f"{name}: {path}", given="no such file or folder", allowed="what an earlier job wrote", do="Check the path."
+        )
+    if path.is_file():
+        return {"path": str(path), **describe_file(path)._asdict()}
+    files = [item for item in sorted(path.rglob("*")) if item.is_file() and not item.name.startswith(".")]
+    if not files:
+        raise InputError(
+            f"{name}: {path}", given="an empty folder", allowed="a folder with files", do="Check the path."
+        )
+    return {"path": str(path), "files": {str(item.relative_to(path)): describe_file(item).sha256 for item in files}}
+
+
+OWN_FILES = {"job.json", "manifest.json", "state.sqlite", "progress.jsonl", "state.sqlite-wal", "state.sqlite-shm"}
+
+
+def _describe_outputs(path: Path) -> dict[str, Any]:
+    names = [item for item in sorted(path.iterdir()) if item.name not in OWN_FILES and not item.name.startswith(".")]
+    return {item.name: describe_file(item)._asdict() if item.is_file() else "folder" for item in names}
+
+
+def _without_paths(identity: dict[str, Any]) -> dict[str, Any]:
+    """Leave out where inputs lie: the same content elsewhere is the same input."""
+    inputs = {
+        key: {name: fact for name, fact in facts.items() if name != "path"} for key, facts in identity["inputs"].items()
+    }
+    config = json.loads(json.dumps(identity["config"]))
+    for key in inputs:
+        *parents, last = key.split(".")
+        inside = config
+        for parent in parents:
+            inside = inside[parent]
+        inside.pop(last, None)
+    return {"job": identity["job"], "config": config, "inputs": inputs}
+
+
+def _check_folder(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the manifest where the job is done. Raises RunError where the folder belongs to something else."""
+    if path.exists() and not path.is_dir():
+        raise RunError(str(path), given="a file", allowed="a folder for the run", do="Give another --to.")
+    stub = path / "job.json"
+    if not stub.is_file():
+        strangers = [item.name for item in path.iterdir() if not item.name.startswith(".")] if path.is_dir() else []
+        if strangers:
+            given = f"a folder with other things in it ({', '.join(sorted(strangers)[:3])})"
+            raise RunError(str(path), given=given, allowed="a new, empty or own folder", do="Give another --to.")
+        return None
+    try:
+        before = json.loads(stub.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        before = {}
+    old, new = _without_paths(before) if "config" in before else {}, _without_paths(json.loads(json.dumps(identity)))
+    if old != new:
+        changed = [key for key in ("job", "inputs") if old.get(key) != new[key]]
+        config = old.get("config", {})
+        changed += [key for key in new["config"] if config.get(key) != new["config"][key]]
+        raise RunError(
+            str(path),
+            given=f"made by another config (differs in: {', '.join(changed)})",
+            allowed="the config and inputs that the folder was made with",
+            do="Give another --to, or delete the folder to start anew.",
+        )
+    return read_manifest(path)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(str(path), given=str(error), allowed="a folder that can be made", do="Use --to.") from error
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold the folder for this process; the system lets go of it however the process ends."""
+    with (path / ".lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(
+                str(path),
+                given="another process works in it",
+                allowed="one process a run",
+                do="Wait for it, or stop it.",
+            ) from error
+        yield

@@ -1,0 +1,161 @@
+"""How far a run is: a live bar on a terminal, a line a minute elsewhere, progress.jsonl always."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Progress", "Stage", "show_seconds"]
+
+LINE_EVERY_S = 60.0
+FIRST_LINE_AFTER_S = 10.0
+FILE_EVERY_S = 1.0
+
+
+def show_seconds(seconds: float) -> str:
+    """Write a duration as 42s, 3m05s or 2h10m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+class Stage:
+    """One stage of a run: something counted, out of a total that may be unknown."""
+
+    def __init__(self, progress: "Progress", name: str, total: int | None, already: int) -> None:
+        self._progress, self.name, self.total = progress, name, total
+        self.done, self._already = already, already
+        self._started = time.monotonic()
+        self._next_file = self._started
+        self._next_line = self._started + FIRST_LINE_AFTER_S
+        self._bar = progress.add_bar(self)
+
+    def advance(self, count: int = 1, **facts: Any) -> None:
+        """Count `count` more as done; `facts` (a loss, tokens a second) are shown beside the bar."""
+        self.done += count
+        now = time.monotonic()
+        self._progress.update_bar(self, self._bar, facts)
+        if now >= self._next_file or self.done == self.total:
+            self._next_file = now + FILE_EVERY_S
+            self._progress.write(self._line(facts))
+        if now >= self._next_line:
+            self._next_line = now + LINE_EVERY_S
+            self._progress.say(self._sentence(facts))
+
+    def _left_s(self) -> float | None:
+        """Seconds left at the rate so far in this process."""
+        fresh = self.done - self._already
+        if self.total is None or fresh <= 0:
+            return None
+        return (time.monotonic() - self._started) / fresh * max(0, self.total - self.done)
+
+    def _line(self, facts: dict[str, Any]) -> dict[str, Any]:
+        left = self._left_s()
+        return {
+            "time": round(time.time(), 2),
+            "stage": self.name,
+            "done": self.done,
+            "total": self.total,
+            "left_s": None if left is None else round(left, 1),
+        } | facts
+
+    def _sentence(self, facts: dict[str, Any]) -> str:
+        left = self._left_s()
+        words = [f"{self.name}: {self.done}" + ("" if self.total is None else f"/{self.total}")]
+        words += [] if left is None else [f"{show_seconds(left)} left"]
+        words += [f"{key} {value}" for key, value in facts.items()]
+        return ", ".join(words)
+
+    def finish(self) -> None:
+        """Say how long the stage took."""
+        took = show_seconds(time.monotonic() - self._started)
+        self._progress.write(self._line({"finished": True}))
+        self._progress.say(f"{self.name}: {self.done} done in {took}")
+
+
+class Progress:
+    """The progress of one run; its file is a log that grows over resumes."""
+
+    def __init__(self, path: Path | None, *, label: str, quiet: bool = False) -> None:
+        self._label, self._quiet = label, quiet
+        self._file = path.open("a", encoding="utf-8") if path else None
+        self._live: Any = None
+        if not quiet and sys.stderr.isatty():
+            self._live = _make_live()
+            self._live.start()
+
+    @contextmanager
+    def stage(self, name: str, *, total: int | None, already: int = 0) -> "Iterator[Stage]":
+        """Open a stage; `already` of its `total` were done before this process began."""
+        stage = Stage(self, name, total, already)
+        if already:
+            self.say(f"{name}: goes on at {already}" + (f" of {total}" if total is not None else ""))
+        yield stage
+        stage.finish()
+
+    def say(self, sentence: str) -> None:
+        """Print a line, above the live bars if there are any."""
+        if self._quiet:
+            return
+        if self._live is not None:
+            self._live.console.print(f"{self._label}  {sentence}", markup=False, highlight=False)
+        else:
+            sys.stderr.write(f"{self._label}  {sentence}\n")
+            sys.stderr.flush()
+
+    def add_bar(self, stage: Stage) -> Any:
+        """Show a bar for a stage."""
+        if self._live is None:
+            return None
+        for task in list(self._live.task_ids):
+            self._live.remove_task(task)
+        return self._live.add_task(f"{self._label} {stage.name}", total=stage.total, completed=stage.done, facts="")
+
+    def update_bar(self, stage: Stage, bar: Any, facts: dict[str, Any]) -> None:
+        """Move a stage's bar."""
+        if self._live is not None:
+            shown = "  ".join(f"{key} {value}" for key, value in facts.items())
+            self._live.update(bar, completed=stage.done, facts=shown)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append to progress.jsonl."""
+        if self._file is not None:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Stop the live bars and close the file."""
+        if self._live is not None:
+            self._live.stop()
+        if self._file is not None:
+            self._file.close()
+
+
+def _make_live() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as RichProgress
+    from rich.text import Text
+
+    class Left(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            left: timedelta | float | None = task.time_remaining
+            return Text("" if left is None else f"{show_seconds(float(left))} left", style="cyan")
+
+    return RichProgress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        Left(),
+        TextColumn("{task.fields[facts]}", style="dim"),
+        console=Console(stderr=True),
+        transient=True,
+    )

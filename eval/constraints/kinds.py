@@ -1,0 +1,23 @@
+"""All kinds of constraint by name, and which of them go together."""
+
+from collections.abc import Iterable
+from itertools import combinations
+
+from eval.constraints.kind import Kind
+from eval.constraints.lengths import LENGTHS
+from eval.constraints.shape import SHAPES
+from eval.constraints.structure import STRUCTURES
+from eval.constraints.words import WORDS
+
+__all__ = ["KINDS", "list_combinations"]
+
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (*LENGTHS, *WORDS, *SHAPES, *STRUCTURES)}
+
+
+def _fit(kinds: Iterable[Kind]) -> bool:
+    return all(first.groups.isdisjoint(second.groups) for first, second in combinations(kinds, 2))
+
+
+def list_combinations(size: int) -> list[tuple[str, ...]]:
+    """List the sorted name tuples of every `size` kinds that do not share a group, in a fixed order."""
+    return [names for names in combinations(sorted(KINDS), size) if _fit(KINDS[name] for name in names)]

@@ -1,0 +1,38 @@
+"""Drop pairs whose two answers are almost the same text, and pairs that repeat an earlier one."""
+
+from collections.abc import Callable
+
+from pydantic import Field
+from rapidfuzz import fuzz
+
+from counterfoil.records import Dropped, Pair, content_id
+from synth.filter import Filter, drop
+
+__all__ = ["NearDuplicate"]
+
+
+class NearDuplicate(Filter):
+    """Answers too alike teach noise; repeated pairs teach one thing too often."""
+
+    similarity: float = Field(0.9, gt=0, le=1)
+    """Normalised indel similarity (1 is equal) from which two answers count as the same."""
+    across_pairs: bool = True
+    """Also drop a pair whose chosen answer was chosen before; remembers 8 bytes of hash a pair."""
+
+    def open(self) -> Callable[[Pair], Dropped | None]:
+        """Return the judgement."""
+        seen: set[int] = set()
+
+        def judge(pair: Pair) -> Dropped | None:
+            chosen, rejected = pair.chosen[-1]["content"], pair.rejected[-1]["content"]
+            alike = fuzz.ratio(chosen, rejected) / 100
+            if alike >= self.similarity:
+                return drop(pair, "near_duplicate", "answers almost the same", f"similarity {alike:.2f}")
+            if self.across_pairs:
+                mark = int(content_id(" ".join(chosen.lower().split())), 16)
+                if mark in seen:
+                    return drop(pair, "near_duplicate", "chosen answer came before")
+                seen.add(mark)
+            return None
+
+        return judge

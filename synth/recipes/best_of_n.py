@@ -1,0 +1,77 @@
+"""Best against worst of n on-policy samples, with a margin.
+
+Source: the on-policy pairs of Meng et al. 2024 (SimPO, arXiv 2405.14734, section 4), best and worst of n samples by a
+scorer. Differences: (1) a margin below which there is no pair; (2) a tie is never a pair; (3) among equally scored
+candidates the two of the most equal length are taken, so that length does not become the lesson; (4) several pairs a
+prompt, none sharing a candidate.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pydantic import Field
+
+from counterfoil.records import Dropped, Pair, Prompt
+from decode.engine import Sampling
+from synth.recipe import Candidate, Recipe
+
+__all__ = ["BestOfN"]
+
+
+class BestOfN(Recipe):
+    """Sample n answers, set the best against the worst."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"chat", "n", "seed"})
+
+    n: int = Field(8, ge=2)
+    """Samples a prompt."""
+    temperature: float = Field(0.9, gt=0)
+    """Of the samples; 0 would make them all alike."""
+    min_p: float = Field(0.05, ge=0, le=1)
+    """Keeps the tail of the distribution out; costs nothing on a CPU, unlike top-p."""
+    max_new_tokens: int = Field(128, ge=1)
+    """Cut an answer off after this many tokens."""
+    margin: float = Field(0.5, gt=0)
+    """Smallest difference of scores that makes a pair."""
+    max_pairs: int = Field(1, ge=1)
+    """Pairs a prompt, at most."""
+
+    def sampling(self) -> Sampling:
+        """Return the sampling of the candidates."""
+        return Sampling(
+            n=self.n, temperature=self.temperature, min_p=self.min_p, max_new_tokens=self.max_new_tokens
+        )
+
+    def contrast(self, prompt: Prompt, candidates: Sequence[Candidate]) -> list[Pair] | Dropped:
+        """Pair the best with the worst, again and again, while the margin is enough."""
+        left = [item for item in candidates if item.completion.text.strip()]
+        if len(left) < 2:
+            return Dropped(id=prompt.id, stage="contrast", reason="fewer than two answers with text")
+        pairs: list[Pair] = []
+        while len(left) >= 2 and len(pairs) < self.max_pairs:
+            best, worst = _choose(left)
+            if best.score - worst.score < self.margin or best.completion.text == worst.completion.text:
+                break
+            scores = (best.score, worst.score)
+            pairs.append(Pair.make(prompt, best.completion, worst.completion, scores=scores, recipe="best_of_n"))
+            left = [item for item in left if item not in (best, worst)]
+        if pairs:
+            return pairs
+        top = max(item.score for item in candidates)
+        reason = "all scored alike" if top == min(item.score for item in candidates) else "margin too small"
+        return Dropped(id=prompt.id, stage="contrast", reason=reason, detail=f"best score {top:.3f}")
+
+
+def _choose(candidates: Sequence[Candidate]) -> tuple[Candidate, Candidate]:
+    """Take a highest and a lowest scored candidate: of several, the two whose lengths in tokens are the closest."""
+    high = max(item.score for item in candidates)
+    low = min(item.score for item in candidates)
+    choices = [
+        (abs(best.completion.num_tokens - worst.completion.num_tokens), best.completion.index, worst.completion.index)
+        for best in candidates
+        for worst in candidates
+        if best.score == high and worst.score == low and best is not worst
+    ]
+    _, first, second = min(choices)
+    by_index = {item.completion.index: item for item in candidates}
+    return by_index[first], by_index[second]

@@ -1,0 +1,131 @@
+"""Synthesize(Job): prompts to preference pairs.
+
+    prompts -> (engine) candidates -> (scorer) scores -> (recipe) pairs -> (filters) pairs.jsonl
+                                                   whatever stops on the way -> dropped.jsonl
+
+Every candidate and every score is kept, so that another margin needs no new generation. Two passes: the first asks the
+engine and keeps answers as they land; the second walks the prompts in order and writes, so that the output is the same
+however often the run was interrupted.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import ClassVar
+
+from counterfoil.job import Job, Run
+from counterfoil.jsonl import read_jsonl
+from counterfoil.records import Dropped, Pair, Prompt
+from decode.engine import Engine, Request, require
+from decode.engines.vllm import Vllm
+from decode.generate import ask, draw_seed, read_answer
+from eval.scorer import Scorer
+from eval.scorers.verifiable import Verifiable
+from synth.filter import Filter
+from synth.filters.length_only import LengthOnly
+from synth.filters.near_duplicate import NearDuplicate
+from synth.prompts.task import Task
+from synth.recipe import Candidate, Recipe
+from synth.recipes.best_of_n import BestOfN
+from synth.source import Source
+
+__all__ = ["Synthesize"]
+
+
+class Synthesize(Job):
+    """Write preference pairs with an engine."""
+
+    VERB: ClassVar[str] = "synth"
+
+    prompts: Source = Task()
+    """Where the prompts come from."""
+    model: str = "smollm2"
+    """A name, a folder, a GGUF file or a hub id."""
+    engine: Engine = Vllm()
+    """What runs the model."""
+    recipe: Recipe = BestOfN()
+    """How contrasts are made."""
+    scorer: Scorer = Verifiable()
+    """What tells a good answer from a bad one."""
+    filters: tuple[Filter, ...] = (NearDuplicate(), LengthOnly())
+    """What a pair must pass, in this order."""
+    seed: int = 0
+    """Of all draws; each prompt derives its own."""
+
+    def check(self) -> None:
+        """Compare what the recipe needs with what the engine gives."""
+        require(self.engine, self.recipe.needs, where="engine")
+
+    def work(self, run: Run) -> None:
+        """Ask, then contrast."""
+        run.facts["seeds"] = {"seed": self.seed}
+        run.open_output("dropped.jsonl")
+        requests = (self._request(prompt) for prompt in self._unique(run))
+        ask(run, self.engine, self.model, lambda: requests, total=self.prompts.size())
+        for _ in requests:  # where nothing was left to ask, the prompts were not all walked
+            pass
+        prompts = run.close_output("prompts.jsonl")
+        for name in ("completions.jsonl", "scores.jsonl", "pairs.jsonl"):
+            run.open_output(name)
+        judges = [item.open() for item in self.filters]
+        counts: Counter[str] = Counter()
+        with run.progress.stage("contrast", total=counts["prompts"] or run.counts["prompts"]) as shown:
+            for prompt in read_jsonl(prompts, Prompt, where="prompts"):
+                assert isinstance(prompt, Prompt)
+                self._contrast(run, prompt, judges, counts)
+                shown.advance()
+        run.counts |= {"completions": counts["completions"], "pairs": counts["pairs"], "kept": counts["pairs"]}
+        run.tokens |= {"prompt": counts["prompt_tokens"], "generated": counts["tokens"]}
+        run.figures |= {
+            "pairs": counts["pairs"],
+            "mean_score": round(counts["score_millionths"] / 1e6 / max(counts["completions"], 1), 4),
+        }
+
+    def _unique(self, run: Run) -> Iterator[Prompt]:
+        """Yield each prompt once, keeping it in prompts.jsonl; the ids seen lie in a temporary table, not in memory."""
+        run.open_output("prompts.jsonl")
+        seen = run.store.open_set("prompts")
+        run.counts |= {"read": 0, "prompts": 0}
+        for item in self.prompts.read():
+            run.counts["read"] += 1
+            if isinstance(item, Dropped):
+                run.drop(item)
+            elif not seen(item.id):
+                run.drop(Dropped(id=item.id, stage="read", reason="duplicate prompt"))
+            else:
+                run.counts["prompts"] += 1
+                run.write("prompts.jsonl", item)
+                yield item
+
+    def _request(self, prompt: Prompt) -> Request:
+        sampling = self.recipe.sampling().model_copy(update={"seed": draw_seed(self.seed, prompt.id)})
+        return Request(prompt.id, prompt.messages, sampling)
+
+    def _contrast(
+        self, run: Run, prompt: Prompt, judges: list[Callable[[Pair], Dropped | None]], counts: Counter[str]
+    ) -> None:
+        answer = read_answer(run, self.engine, self.model, self._request(prompt))
+        if isinstance(answer, Dropped):
+            run.counts["failed"] = run.counts.get("failed", 0) + 1
+            run.drop(answer)
+            return
+        candidates: list[Candidate] = []
+        for completion in answer:
+            score = self.scorer.score(prompt, completion)
+            run.write("completions.jsonl", completion)
+            run.write("scores.jsonl", score)
+            candidates.append(Candidate(completion, score.value))
+            counts["tokens"] += completion.num_tokens
+            counts["score_millionths"] += round(score.value * 1e6)
+        counts["prompt_tokens"] += answer[0].num_prompt_tokens
+        counts["completions"] += len(answer)
+        found = self.recipe.contrast(prompt, candidates)
+        if isinstance(found, Dropped):
+            run.drop(found)
+            return
+        for pair in found:
+            why = next((dropped for judge in judges if (dropped := judge(pair)) is not None), None)
+            if why is not None:
+                run.drop(why)
+            else:
+                counts["pairs"] += 1
+                run.write("pairs.jsonl", pair)
