@@ -114,6 +114,8 @@ class Job(Config):
 
     VERB: ClassVar[str]
     """The command-line verb, which is also the folder of its configs."""
+    LIVE: ClassVar[bool] = True
+    """Whether it shows live bars; a job whose work is other jobs leaves the terminal to them."""
 
     @abstractmethod
     def work(self, run: Run) -> None:
@@ -159,7 +161,8 @@ class Job(Config):
         self, path: Path, identity: dict[str, Any], *, label: str, overrides: tuple[str, ...], quiet: bool
     ) -> dict[str, Any]:
         started, clock = datetime.now(UTC), time.monotonic()
-        run = Run(path, Store(path / "state.sqlite"), Progress(path / "progress.jsonl", label=label, quiet=quiet))
+        progress = Progress(path / "progress.jsonl", label=label, quiet=quiet, live=self.LIVE)
+        run = Run(path, Store(path / "state.sqlite"), progress)
         ok = False
         try:
             self.work(run)

@@ -14,6 +14,7 @@ __all__ = ["Progress", "Stage", "show_seconds"]
 LINE_EVERY_S = 60.0
 FIRST_LINE_AFTER_S = 10.0
 FILE_EVERY_S = 1.0
+TELLING_SHARE = 0.03
 
 
 def show_seconds(seconds: float) -> str:
@@ -50,9 +51,9 @@ class Stage:
             self._progress.say(self._sentence(facts))
 
     def _left_s(self) -> float | None:
-        """Seconds left at the rate so far in this process."""
+        """Seconds left at the rate so far in this process; a first few say nothing, where many are in flight."""
         fresh = self.done - self._already
-        if self.total is None or fresh <= 0:
+        if self.total is None or fresh <= 0 or fresh < (self.total - self._already) * TELLING_SHARE:
             return None
         return (time.monotonic() - self._started) / fresh * max(0, self.total - self.done)
 
@@ -83,11 +84,11 @@ class Stage:
 class Progress:
     """The progress of one run; its file is a log that grows over resumes."""
 
-    def __init__(self, path: Path | None, *, label: str, quiet: bool = False) -> None:
+    def __init__(self, path: Path | None, *, label: str, quiet: bool = False, live: bool = True) -> None:
         self._label, self._quiet = label, quiet
         self._file = path.open("a", encoding="utf-8") if path else None
         self._live: Any = None
-        if not quiet and sys.stderr.isatty():
+        if live and not quiet and sys.stderr.isatty():
             self._live = _make_live()
             self._live.start()
 

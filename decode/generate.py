@@ -112,7 +112,9 @@ def read_prompts(path: InputPath, *, column: str, where: str) -> Iterator[Prompt
         value = row.get("messages") if "messages" in row else row.get(column)
         row_id = content_id(row)
         if value is None:
-            yield Dropped(id=row_id, stage="read", reason=f"no column {column!r}", detail=f"columns: {sorted(row)}"[:200])
+            yield Dropped(
+                id=row_id, stage="read", reason=f"no column {column!r}", detail=f"columns: {sorted(row)}"[:200]
+            )
         elif not value or not isinstance(value, str | list):
             yield Dropped(id=row_id, stage="read", reason="empty prompt")
         else:

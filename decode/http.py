@@ -1,7 +1,7 @@
 """A client that retries: JSON over HTTP, from a background thread with its own event loop.
 
-`HttpClient.each` turns a coroutine for one item into a plain iterator over many: it reads its items only as fast as they
-are answered, yields in order of completion, and cancels what is in flight when it is closed.
+`HttpClient.each` turns a coroutine for one item into a plain iterator over many: it reads its items only as fast as
+they are answered, yields in order of completion, and cancels what is in flight when it is closed.
 
 The key is read from the environment for each try. It stands in no attribute, and every sentence that leaves here has
 gone through `HttpClient.redact`.
@@ -27,7 +27,7 @@ import httpx
 
 from counterfoil.errors import EngineError
 
-__all__ = ["HttpClient", "HttpFailure", "Patience", "parse_retry_after"]
+__all__ = ["HttpClient", "HttpError", "Patience", "parse_retry_after"]
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -36,7 +36,7 @@ _MAX_MESSAGE = 200  # characters of a server's message that are kept
 _SETTLE_S = 5.0  # how long a cancelled request may take to let go of its connection
 
 
-class HttpFailure(Exception):
+class HttpError(Exception):
     """Why there is no answer, as a sentence without secrets."""
 
     def __init__(self, sentence: str, *, status: int | None = None, again: bool = False, wait_s: float = 0.0) -> None:
@@ -123,7 +123,7 @@ class HttpClient:
     def _make_headers(self) -> dict[str, str]:
         key = self._read_key()
         if not (key.isascii() and key.isprintable()):
-            raise HttpFailure(f"environment variable {self._api_key_env} holds characters that a header cannot have")
+            raise HttpError(f"environment variable {self._api_key_env} holds characters that a header cannot have")
         return {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
 
     async def ask(
@@ -132,7 +132,7 @@ class HttpClient:
         """Send `body` to `path` (or to a whole address) and return the JSON object that comes back.
 
         Raises:
-            HttpFailure: a 4xx status at once; anything that may pass once tries or time have run out.
+            HttpError: a 4xx status at once; anything that may pass once tries or time have run out.
         """
         patience = patience or self._patience
         url = path if "://" in path else self._base_url + path
@@ -143,7 +143,7 @@ class HttpClient:
             left_s = max(0.0, start + patience.deadline_s - time.monotonic())
             try:
                 return await self._try(method, url, body, min(patience.timeout_s, left_s))
-            except HttpFailure as failure:
+            except HttpError as failure:
                 if not failure.again:
                     raise
                 drawn_s = random.uniform(0.0, min(patience.max_backoff_s, patience.backoff_s * 2 ** min(tries - 1, 60)))
@@ -153,7 +153,7 @@ class HttpClient:
                 if late or tries > patience.retries:
                     why = f", the next in {wait_s:.3g} s would pass deadline_s={patience.deadline_s:g}" if late else ""
                     sentence = f"{failure} (tries: {tries} in {elapsed_s:.1f} s{why})"
-                    raise HttpFailure(sentence, status=failure.status) from None
+                    raise HttpError(sentence, status=failure.status) from None
             await asyncio.sleep(wait_s)
 
     async def _try(self, method: str, url: str, body: dict[str, Any] | None, timeout_s: float) -> dict[str, Any]:
@@ -163,11 +163,11 @@ class HttpClient:
             async with asyncio.timeout(timeout_s):
                 response = await self._client.request(method, url, content=content, headers=headers)
         except TimeoutError:
-            failure = HttpFailure(f"no answer within {timeout_s:.3g} s", again=True)
+            failure = HttpError(f"no answer within {timeout_s:.3g} s", again=True)
         except (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-            failure = HttpFailure(self.redact(f"cannot be sent: {type(error).__name__}: {error}"))
+            failure = HttpError(self.redact(f"cannot be sent: {type(error).__name__}: {error}"))
         except httpx.RequestError as error:
-            failure = HttpFailure(self.redact(f"connection failed: {type(error).__name__}: {error}"), again=True)
+            failure = HttpError(self.redact(f"connection failed: {type(error).__name__}: {error}"), again=True)
         else:
             return self._read(response)
         raise failure  # out here, so that no cause is attached: it would hold the headers
@@ -178,13 +178,13 @@ class HttpClient:
             message = self.redact(_find_message(response.content.decode("utf-8", "replace"))) or "no message"
             again = status in {408, 429} or status >= 500
             wait_s = parse_retry_after(response.headers.get("retry-after")) if again else 0.0
-            raise HttpFailure(f"status {status}: {message}", status=status, again=again, wait_s=wait_s)
+            raise HttpError(f"status {status}: {message}", status=status, again=again, wait_s=wait_s)
         try:
             answer: Any = json.loads(response.content)
         except (ValueError, RecursionError):
-            raise HttpFailure("server sent broken JSON", status=status, again=True) from None
+            raise HttpError("server sent broken JSON", status=status, again=True) from None
         if not isinstance(answer, dict):
-            raise HttpFailure("server sent JSON that is no object", status=status, again=True)
+            raise HttpError("server sent JSON that is no object", status=status, again=True)
         return cast(dict[str, Any], answer)
 
     def wait(self, work: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
@@ -241,16 +241,16 @@ class HttpClient:
     def close(self) -> None:
         """Cancel what is in flight, close the connections and end the thread. Calling it twice is harmless."""
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
+            first, self._closed = not self._closed, True
             running = list(self._running)
-        for future in running:
-            future.cancel()
-        asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        if first:
+            for future in running:
+                future.cancel()
+            asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._loop.close()
+        if first:
+            self._loop.close()
 
     def _start(self, name: str, work: Callable[[], Coroutine[Any, Any, ResultT]]) -> Future[ResultT]:
         with self._lock:

@@ -30,6 +30,7 @@ from counterfoil.jsonl import read_jsonl, read_lines
 from counterfoil.records import Dropped, Message, Pair
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["render_report"]
@@ -40,32 +41,26 @@ MAX_BARS = 30
 
 INK, GRID, BEFORE, AFTER, REJECTED = "#59636e", "#dde2e8", "#8d97a3", "#1f6feb", "#d9730d"
 DARK = {INK: "#a3adb8", GRID: "#30363d", BEFORE: "#7a8490", AFTER: "#58a6ff", REJECTED: "#f0964a"}
-PLOT_STYLE = dict.fromkeys(("axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK) | {
-    "svg.fonttype": "none",  # text stays text: the browser's fonts, and fewer bytes
-    "svg.hashsalt": "counterfoil",
-    "text.parse_math": False,  # a dollar sign in a label is a dollar sign
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.edgecolor": GRID,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": GRID,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-}
+PLOT_STYLE: dict[str, Any] = (
+    dict.fromkeys(("axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK)
+    | dict.fromkeys(("axes.edgecolor", "grid.color"), GRID)
+    | dict.fromkeys(("axes.spines.left", "axes.spines.right", "axes.spines.top", "legend.frameon"), False)
+    | dict.fromkeys(("xtick.major.size", "ytick.major.size"), 0)
+    | {"axes.axisbelow": True, "axes.grid": True}
+    | {"svg.fonttype": "none", "svg.hashsalt": "counterfoil"}  # text stays text (fewer bytes), ids stay the same
+    | {"text.parse_math": False}  # a dollar sign in a label is a dollar sign
+)
+DISPLACEMENT = (
+    "Change since the first logged step, in nats an answer. Where the chosen answers fall too, probability moves away "
+    "from both (likelihood displacement)."
+)
 CURVES = (
     ("Loss", "The objective, lower is better.", {"": "loss"}),
     ("Margin", "Implicit reward of the chosen answers less that of the rejected ones.", {"": "rewards/margins"}),
     ("Accuracy", "Share of pairs whose chosen answer has the higher reward.", {"": "rewards/accuracies"}),
-    (
-        "Log-probabilities",
-        "Change since the first logged step, in nats an answer. Where the chosen answers fall too, probability moves "
-        "away from both (likelihood displacement).",
-        {"chosen": "logps/chosen", "rejected": "logps/rejected"},
-    ),
+    ("Log-probabilities", DISPLACEMENT, {"chosen": "logps/chosen", "rejected": "logps/rejected"}),
 )
+"""Title, caption and the keys in metrics.jsonl by the curve's name; curves with names are shown as changes."""
 
 # C0 (but tab and line feed), DEL, C1, bidirectional embeddings, overrides and isolates, surrogates, invisible tags,
 # and the two non-characters that XML refuses.
@@ -118,13 +113,13 @@ def _dump_yaml(value: Any) -> str:
 
 
 def _format_number(value: Any, unit: str = "", *, signed: bool = False) -> str:
-    """Write a number for people: a share as percent, or as points where signed."""
+    """Write a number for people: a share as percent; where signed, as points."""
     number = _to_float(value)
     if math.isnan(number):
         return "-"
     sign = "+" if signed else ""
     if unit == "share":
-        return f"{100 * number:{sign}.1f}" + (" points" if signed else "%")
+        return f"{100 * number:{sign}.1f}" + ("" if signed else "%")
     return f"{number:{sign},.0f}" if number.is_integer() or abs(number) >= 1000 else f"{number:{sign}.3g}"
 
 
@@ -225,7 +220,7 @@ def _read_train(folder: Path, _: dict[str, Any], notes: list[str]) -> dict[str, 
         for name, key in keys.items():
             points = [(_to_float(row.get("step")), _to_float(row.get(key))) for row in rows]
             points = [point for point in points if not math.isnan(sum(point))]
-            start = points[0][1] if points and name else 0.0  # the curves with names are shown as changes
+            start = points[0][1] if points and name else 0.0
             lines |= {name: [(step, value - start) for step, value in points]} if points else {}
         if lines:
             ends = [f"{name} {_format_number(y[0][1])} to {_format_number(y[-1][1])}" for name, y in lines.items()]
@@ -238,21 +233,24 @@ def _read_train(folder: Path, _: dict[str, Any], notes: list[str]) -> dict[str, 
 def _read_evaluate(folder: Path, _: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     summary = _read_json(folder / "summary.json", notes)
     results = _collect(read_lines(folder / "results.jsonl", where="report"), "results.jsonl", notes)
+    level = f"{_format_number(100 * _to_float(summary.get('level', 0.95)))}%"
     metrics, kinds = _to_dicts(summary.get("rows")), _to_dicts(summary.get("by_kind"))
     plots: list[_Plot] = []
     if metrics:
-        plots.append(_plot_intervals("Scores", "Means with 95% intervals; the numbers are in the table.", metrics))
+        plots.append(_plot_intervals("Scores", f"Means with {level} intervals; the table has the numbers.", metrics))
     if kinds:
         labels = [f"{row.get('kind')} ({row.get('num')})" for row in kinds]
-        bars = {name: [100 * _to_float(row.get(name)) for row in kinds] for name in ("base", "adapter")}
-        caption = "Percent passed by kind of prompt, with how many there are; the numbers are in the table."
+        sides = [name for name in ("base", "adapter") if any(name in row for row in kinds)]
+        bars = {name: [100 * _to_float(row.get(name)) for row in kinds] for name in sides}
+        caption = "Percent met by kind, and how many prompts are of it; the table has the numbers."
         plots.append(_plot_bars("By kind", caption, labels, bars, [BEFORE, AFTER]))
     wanted = summary.get("examples")
     by_id = {str(row.get("prompt_id")): row for row in results}
     examples = [by_id[str(key)] for key in wanted if str(key) in by_id] if isinstance(wanted, list) else []
     if isinstance(wanted, list) and len(examples) < len(wanted):
         notes.append(f"results.jsonl lacks {len(wanted) - len(examples)} of the {len(wanted)} examples.")
-    return {"plots": plots, "summary": summary, "metrics": metrics, "kinds": kinds, "examples": examples}
+    data = {"plots": plots, "level": level, "summary": summary, "metrics": metrics, "kinds": kinds}
+    return data | {"examples": examples}
 
 
 READERS: Mapping[str, Callable[[Path, dict[str, Any], list[str]], dict[str, Any]]] = {
@@ -289,7 +287,7 @@ def _plot_bars(
         for at, (name, values) in enumerate(groups.items()):
             places = [place + (at + 0.5) * height - 0.4 for place in range(len(values))]
             bars = axes.barh(places, values, 0.9 * height, label=name, color=colors[at] if name else [*colors])
-            axes.bar_label(bars, fmt=lambda value: _format_number(round(value)), padding=3, fontsize=8)
+            axes.bar_label(bars, fmt=_format_number, padding=3, fontsize=8)
         axes.set_yticks(range(len(shown)), shown)
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
@@ -301,35 +299,39 @@ def _plot_bars(
 
 
 def _plot_histogram(title: str, caption: str, groups: Mapping[str, Sequence[float]], xlabel: str) -> _Plot:
-    """Draw one histogram, or two on the same bins: chosen and rejected."""
+    """Draw one histogram, or two on the same bins."""
+    everything = [value for group in groups.values() for value in group if not math.isnan(value)] or [0.0]
+    low, high = min(everything), max(everything)
+    bins: dict[str, Any] = {"bins": 24, "range": (low, high) if high > low else (low - 0.5, low + 0.5)}
 
-    def draw(figure: "Figure") -> None:
-        axes = figure.subplots()
-        values = {name: [value for value in group if not math.isnan(value)] for name, group in groups.items()}
-        everything = [value for group in values.values() for value in group] or [0.0]
-        low, high = min(everything), max(everything)
-        span = (low, high) if high > low else (low - 0.5, low + 0.5)
-        for (name, group), color in zip(values.items(), (AFTER, REJECTED), strict=False):
-            axes.hist(group, bins=24, range=span, color=color, alpha=0.3)
-            axes.hist(group, bins=24, range=span, color=color, histtype="step", linewidth=1.5, label=name)
+    def paint(axes: "Axes", name: str, group: Sequence[float], color: str) -> None:
+        axes.hist(group, color=color, alpha=0.3, **bins)
+        axes.hist(group, color=color, histtype="step", linewidth=1.5, label=name, **bins)
         axes.set(xlabel=xlabel, ylabel="pairs")
-        axes.grid(visible=False, axis="x")
-        if len(groups) > 1:
-            figure.legend(loc="outside upper left", ncols=2)
 
-    return _plot(title, caption, 3.0, draw)
+    return _plot_groups(title, caption, groups, paint)
 
 
 def _plot_lines(title: str, caption: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> _Plot:
-    """Draw curves over the training's steps."""
+    """Draw curves over the training's steps; those with names start at zero."""
 
+    def paint(axes: "Axes", name: str, points: Sequence[tuple[float, float]], color: str) -> None:
+        axes.plot(*zip(*points, strict=True), color=color, label=name, marker="o", markersize=3)
+        axes.set(xlabel="step")
+        if name:
+            axes.axhline(0, color=INK, linewidth=0.8, linestyle="--")
+
+    return _plot_groups(title, caption, lines, paint)
+
+
+def _plot_groups(
+    title: str, caption: str, groups: Mapping[str, RowT], paint: Callable[["Axes", str, RowT, str], None]
+) -> _Plot:
     def draw(figure: "Figure") -> None:
         axes = figure.subplots()
-        for (name, points), color in zip(lines.items(), (AFTER, REJECTED), strict=False):
-            axes.plot(*zip(*points, strict=True), color=color, label=name, marker="o", markersize=3)
-        axes.set(xlabel="step")
-        if len(lines) > 1 or "" not in lines:
-            axes.axhline(0, color=INK, linewidth=0.8, linestyle="--")
+        for (name, group), color in zip(groups.items(), (AFTER, REJECTED), strict=False):
+            paint(axes, name, group, color)
+        if any(groups):
             figure.legend(loc="outside upper left", ncols=2)
 
     return _plot(title, caption, 3.0, draw)
@@ -337,21 +339,24 @@ def _plot_lines(title: str, caption: str, lines: Mapping[str, Sequence[tuple[flo
 
 def _plot_intervals(title: str, caption: str, metrics: Sequence[Mapping[str, Any]]) -> _Plot:
     """Draw a row a metric: base and adapter on the left, their difference and the zero on the right."""
+    columns = 2 if any(_to_dict(row.get("difference")) for row in metrics) else 1
 
     def draw(figure: "Figure") -> None:
-        grid = figure.subplots(len(metrics), 2, squeeze=False)
-        for axes, row in zip(grid, metrics, strict=True):
-            scale, unit = (100, "%") if row.get("unit") == "share" else (1, str(row.get("unit", "")))
-            name = str(_clean(f"{row.get('metric')} ({unit})" if unit else str(row.get("metric"))))
-            for at, (key, color) in enumerate((("base", BEFORE), ("adapter", AFTER), ("difference", INK))):
+        for axes, row in zip(figure.subplots(len(metrics), columns, squeeze=False), metrics, strict=True):
+            scale, unit = (100, "%") if row.get("unit") == "share" else (1, row.get("unit"))
+            name = f"{row.get('metric')} ({unit})" if unit else str(row.get("metric"))
+            for at, (key, color) in enumerate(
+                (("base", BEFORE), ("adapter", AFTER), ("difference", INK))[: columns + 1]
+            ):
                 side, place = axes[at // 2], -(at % 2)
                 mean, low, high = (scale * _to_float(_to_dict(row.get(key)).get(x)) for x in ("mean", "low", "high"))
                 side.plot([low, high], [place, place], color=color, linewidth=2, solid_capstyle="round")
                 side.plot([mean], [place], color=color, marker="o", markersize=7)
             axes[0].set(yticks=[0, -1], yticklabels=["base", "adapter"], ylim=(-1.6, 0.6))
-            axes[1].set(yticks=[], ylim=(-0.8, 0.8))
-            axes[1].axvline(0, color=REJECTED, linewidth=1, linestyle="--")
-            axes[0].set_title(name, loc="left", fontsize=10)
-            axes[1].set_title("adapter less base", loc="left", fontsize=10)
+            axes[0].set_title(_clean(name), loc="left", fontsize=10)
+            if columns == 2:
+                axes[1].axvline(0, color=REJECTED, linewidth=1, linestyle="--")
+                axes[1].set(yticks=[], ylim=(-0.8, 0.8))
+                axes[1].set_title("adapter less base", loc="left", fontsize=10)
 
     return _plot(title, caption, 0.4 + 1.1 * len(metrics), draw)

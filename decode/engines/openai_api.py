@@ -4,19 +4,21 @@ What goes beyond the protocol is vLLM's: `/tokenize`, `return_token_ids`, token 
 server without them still answers; what it cannot give then fails by name, request by request.
 """
 
+import asyncio
 import difflib
 import os
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from counterfoil.errors import EngineError
 from counterfoil.records import Completion, Message, content_id
 from decode.engine import Engine, Given, GivenLogprobs, Request, Result, Session
-from decode.http import HttpClient, HttpFailure, Patience
+from decode.http import HttpClient, HttpError, Patience
 
 __all__ = ["OpenaiApi", "OpenaiSession"]
 
@@ -54,19 +56,23 @@ class OpenaiApi(Engine):
     @field_validator("base_url")
     @classmethod
     def check_address(cls, value: str) -> str:
-        """Drop a closing slash. Raises ValueError for anything but http(s), and for a password in the address."""
+        """Drop a closing slash. Refuses what is no http address, and a password in it: the address is written down."""
         parts = urlsplit(value)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError("base_url is no http:// or https:// address")
-        if parts.username or parts.password or parts.query:
-            raise ValueError("base_url holds a user, a password or a query: put the key into an environment variable")
-        return value.rstrip("/")
+        if (
+            parts.scheme in {"http", "https"}
+            and parts.hostname
+            and not (parts.username or parts.password or parts.query)
+        ):
+            return value.rstrip("/")
+        allowed = "http:// or https://, a host, perhaps a path; no user, password or query"
+        do = "Correct it; a key goes into the environment variable that api_key_env names."
+        raise PydanticCustomError("address", "not an address of a server", {"allowed": allowed, "do": do})
 
-    def open(self, model: str) -> Session:
+    def open(self, model: str, *, adapters: Sequence[str] = ()) -> "OpenaiSession":
         """Ask the server which models it has. `model` is one of them; `default` or nothing is the first.
 
         Raises:
-            EngineError: the server is not there, refuses the key, or has no such model.
+            EngineError: the server is not there, refuses the key, or has no such model or adapter.
         """
         patience = Patience(
             timeout_s=self.timeout_s,
@@ -80,11 +86,15 @@ class OpenaiApi(Engine):
         )
         try:
             owners = self._list_models(client, patience)
-            found = self._choose(model, owners)
+            names = list(owners)
+            if model in {"", "default"} and model not in names and names:
+                model = names[0]
+            for name in (model, *adapters):
+                self._check(name, names)
         except BaseException:
             client.close()
             raise
-        return OpenaiSession(self, found, client, is_vllm=owners.get(found) == "vllm")
+        return OpenaiSession(self, model, client, is_vllm=owners.get(model) == "vllm")
 
     def _list_models(self, client: HttpClient, patience: Patience) -> dict[str, str]:
         """Map the served names to their owners; empty where the server has no list."""
@@ -92,7 +102,7 @@ class OpenaiApi(Engine):
         probe = replace(probe, deadline_s=min(self.deadline_s, 30))
         try:
             answer = client.wait(lambda: client.ask("GET", "/models", patience=probe))
-        except HttpFailure as failure:
+        except HttpError as failure:
             if failure.status in {404, 405}:
                 return {}
             raise self._explain(failure) from None
@@ -101,7 +111,7 @@ class OpenaiApi(Engine):
         named = [cast(dict[str, Any], item) for item in models if isinstance(item, dict) and "id" in item]
         return {str(item["id"]): str(item.get("owned_by")) for item in named}
 
-    def _explain(self, failure: HttpFailure) -> EngineError:
+    def _explain(self, failure: HttpError) -> EngineError:
         if failure.status in {401, 403}:
             state = "is set, but was refused" if os.environ.get(self.api_key_env) else "is not set"
             allowed = f"a key that the server accepts ({self.api_key_env} {state})"
@@ -111,22 +121,15 @@ class OpenaiApi(Engine):
             do = "Start one (python -m vllm.entrypoints.openai.api_server --model ...), or correct base_url."
         return EngineError("openai_api: base_url", given=f"{self.base_url}: {failure}", allowed=allowed, do=do)
 
-    def _choose(self, model: str, owners: Mapping[str, str]) -> str:
-        names = list(owners)
-        if model in owners or (not names and model not in {"", "default"}):
-            return model
-        if names and model in {"", "default"}:
-            return names[0]
-        close = difflib.get_close_matches(model, names, n=1)
-        raise EngineError(
-            f"model {model!r}",
-            given=f"{self.base_url} does not serve it"
-            if names
-            else f"{self.base_url} lists no models to take one from",
-            allowed=", ".join(names[:_MAX_NAMED] + ["..."] * (len(names) > _MAX_NAMED))
-            or "a name that the server knows",
-            do=f"Did you mean {close[0]!r}?" if close else "Name one of these." if names else "Name the model.",
-        )
+    def _check(self, name: str, names: Sequence[str]) -> None:
+        """Raise EngineError for a model or an adapter that the server does not list; without a list, all go."""
+        if name in names or (not names and name not in {"", "default"}):
+            return
+        close = difflib.get_close_matches(name, names, n=1)
+        given = "does not serve it" if names else "lists no models to take the first of"
+        allowed = ", ".join([*names[:_MAX_NAMED], *["..."] * (len(names) > _MAX_NAMED)]) if names else "a served name"
+        do = f"Did you mean {close[0]!r}?" if close else "Give a name under which the server has it."
+        raise EngineError(f"model {name!r}", given=f"{self.base_url} {given}", allowed=allowed, do=do)
 
 
 class _Read(NamedTuple):
@@ -139,37 +142,39 @@ class _Read(NamedTuple):
 
 def _read_tokens(request: Request, choice: Mapping[str, Any], usage: Mapping[str, Any]) -> _Read:
     """Count the tokens of a choice. Usage has them of all n together, hence the count by log-probabilities."""
-    sampling, found = request.sampling, choice.get("logprobs") or {}
+    sampling, found = request.sampling, cast(dict[str, Any], choice.get("logprobs") or {})
     if sampling.n == 1 and not sampling.logprobs:
         return _Read(int(usage["completion_tokens"]), None, None)
-    values = found.get("token_logprobs") if isinstance(request.prompt, str) else found.get("content")
+    values: Any = found.get("token_logprobs" if isinstance(request.prompt, str) else "content")
     if values is None:
         why = "" if sampling.logprobs else ", by which the tokens of n > 1 choices are counted: ask with n: 1"
-        raise HttpFailure(f"server sent no log-probabilities{why}")
+        raise HttpError(f"server sent no log-probabilities{why}")
     if not sampling.logprobs:
         return _Read(len(values), None, None)
     logprobs = tuple(float(value if isinstance(request.prompt, str) else value["logprob"]) for value in values)
     ids = choice.get("token_ids")
     if ids is not None and len(ids) != len(logprobs):
-        raise HttpFailure(f"server sent {len(ids)} token ids and {len(logprobs)} log-probabilities")
+        raise HttpError(f"server sent {len(ids)} token ids and {len(logprobs)} log-probabilities")
     return _Read(len(logprobs), logprobs, None if ids is None else tuple(int(token_id) for token_id in ids))
 
 
-def read_completions(request: Request, answer: Mapping[str, Any]) -> tuple[Completion, ...]:
+def _read_completions(request: Request, answer: Mapping[str, Any]) -> tuple[Completion, ...]:
     """Turn the server's answer into completions in order of index.
 
     Raises:
-        HttpFailure: choices are missing or broken off, or the answer has another shape.
+        HttpError: choices are missing or broken off, or the answer has another shape.
     """
     try:
         choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+        if len(choices) != request.sampling.n:
+            raise HttpError(f"server sent {len(choices)} of {request.sampling.n} choices")
         if [choice["index"] for choice in choices] != list(range(request.sampling.n)):
-            raise HttpFailure(f"server sent {len(choices)} of {request.sampling.n} choices")
+            raise HttpError("server gave two choices the same index")
         completions: list[Completion] = []
         for choice in choices:
             reason = str(choice.get("finish_reason") or "stop")
             if reason in _BROKEN_REASONS:
-                raise HttpFailure(f"server ended a choice with finish_reason {reason}")
+                raise HttpError(f"server ended a choice with finish_reason {reason}")
             text = choice["text"] if isinstance(request.prompt, str) else choice["message"]["content"]
             read = _read_tokens(request, choice, answer["usage"])
             completions.append(
@@ -185,7 +190,7 @@ def read_completions(request: Request, answer: Mapping[str, Any]) -> tuple[Compl
                 )
             )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise HttpFailure(f"server sent an answer of another shape: {type(error).__name__}: {error}") from None
+        raise HttpError(f"server sent an answer of another shape: {type(error).__name__}: {error}") from None
     return tuple(completions)
 
 
@@ -195,6 +200,7 @@ class OpenaiSession(Session):
     def __init__(self, engine: OpenaiApi, model: str, client: HttpClient, *, is_vllm: bool) -> None:
         self._model, self._client, self._is_vllm = model, client, is_vllm
         self._root = engine.base_url.removesuffix("/v1")
+        self._deadline_s = engine.deadline_s
         self._wants_ids = True
         self._tokenizes: bool | None = None
         self.model_id = content_id("openai_api", engine.base_url, model)
@@ -229,9 +235,12 @@ class OpenaiSession(Session):
         """Count the tokens that the model would be sent, template included. Raises EngineError where it fails."""
         try:
             return self._client.wait(lambda: self._count(prompt))
-        except HttpFailure as failure:
+        except HttpError as failure:
             raise EngineError(
-                "openai_api: num_tokens", given=str(failure), allowed="a prompt that fits", do="Shorten or mend it."
+                "openai_api: num_tokens",
+                given=str(failure),
+                allowed="a prompt and a server that are well",
+                do="Check both.",
             ) from None
 
     def close(self) -> None:
@@ -241,8 +250,11 @@ class OpenaiSession(Session):
     async def _catch(self, work: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT | str:
         """Return what `work` returns or, as a sentence, why it failed: one request never hurts another."""
         try:
-            return await work()
-        except HttpFailure as failure:
+            async with asyncio.timeout(self._deadline_s):  # over all that a request asks for
+                return await work()
+        except TimeoutError:
+            return f"no answer within deadline_s={self._deadline_s:g}"
+        except HttpError as failure:
             return str(failure)
         except Exception as error:
             return self._client.redact(f"{type(error).__name__}: {error}")
@@ -252,7 +264,7 @@ class OpenaiSession(Session):
         if request.sampling.logprobs and self._wants_ids:
             try:
                 answer = await self._client.ask("POST", path, body=body | {"return_token_ids": True})
-            except HttpFailure as failure:
+            except HttpError as failure:
                 if failure.status not in {400, 422} or "return_token_ids" not in str(failure):
                     raise
                 self._wants_ids = False  # a server that refuses keys it does not know
@@ -260,9 +272,9 @@ class OpenaiSession(Session):
         else:
             answer = await self._client.ask("POST", path, body=body)
         try:
-            return read_completions(request, answer)
-        except HttpFailure as failure:
-            raise HttpFailure(self._client.redact(str(failure))) from None
+            return _read_completions(request, answer)
+        except HttpError as failure:
+            raise HttpError(self._client.redact(str(failure))) from None
 
     def _make_body(self, request: Request) -> tuple[str, dict[str, Any]]:
         sampling = request.sampling
@@ -296,16 +308,16 @@ class OpenaiSession(Session):
                 return ()
             values, _ = await self._echo(model, prefix + text)
             if len(values) not in {len(prefix + text), len(prefix + text) + 1}:
-                raise HttpFailure(f"server echoed {len(values)} log-probabilities for {len(prefix + text)} tokens")
+                raise HttpError(f"server echoed {len(values)} log-probabilities for {len(prefix + text)} tokens")
             return tuple(float(value) for value in values[max(len(prefix), 1) : len(prefix + text)])
         if not isinstance(given.prompt, str):
-            raise HttpFailure("server has no /tokenize")
+            raise HttpError("server has no /tokenize")
         if not given.text:
             return ()
         whole = given.prompt + given.text
         values, offsets = await self._echo(model, whole)
         if len(given.prompt) not in offsets:
-            raise HttpFailure("a token crosses the border of prompt and text, and the server has no /tokenize")
+            raise HttpError("a token crosses the border of prompt and text, and the server has no /tokenize")
         rows = list(zip(values, offsets, strict=True))[0 if given.prompt else 1 :]
         return tuple(float(value) for value, offset in rows if len(given.prompt) <= offset < len(whole))
 
@@ -317,14 +329,14 @@ class OpenaiSession(Session):
             found = answer["choices"][0]["logprobs"]
             return list(found["token_logprobs"]), [int(offset) for offset in found["text_offset"]]
         except (KeyError, IndexError, TypeError, ValueError):
-            raise HttpFailure("server sent no log-probabilities of the prompt (does it know echo?)") from None
+            raise HttpError("server sent no log-probabilities of the prompt (does it know echo?)") from None
 
     async def _has_tokenize(self) -> bool:
         """Try /tokenize once a session, with a model that is served."""
         if self._tokenizes is None:
             try:
                 self._tokenizes = bool(await self._tokenize(self._model, "a"))
-            except HttpFailure as failure:
+            except HttpError as failure:
                 if failure.status is None or failure.status in {408, 429} or failure.status >= 500:
                     raise
                 self._tokenizes = False
@@ -339,7 +351,7 @@ class OpenaiSession(Session):
         answer = await self._client.ask("POST", f"{self._root}/tokenize", body=body)
         tokens: Any = answer.get("tokens")
         if not isinstance(tokens, list):
-            raise HttpFailure("server's /tokenize sent no tokens", status=200)
+            raise HttpError("server's /tokenize sent no tokens", status=200)
         return [int(token) for token in cast(list[Any], tokens)]
 
     async def _count(self, prompt: tuple[Message, ...] | str) -> int:
@@ -351,4 +363,4 @@ class OpenaiSession(Session):
         try:
             return int(answer["usage"]["prompt_tokens"])
         except (KeyError, TypeError, ValueError):
-            raise HttpFailure("server sent no usage.prompt_tokens") from None
+            raise HttpError("server sent no usage.prompt_tokens") from None

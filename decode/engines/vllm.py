@@ -18,7 +18,7 @@ from counterfoil.errors import EngineError
 from counterfoil.records import Completion
 from decode.chat import encode_prompt, encode_text, load_tokenizer
 from decode.engine import Engine, Given, GivenLogprobs, Request, Result, Sampling, Session
-from decode.models import find_model, fingerprint_model
+from counterfoil.models import find_model, fingerprint_model
 
 __all__ = ["Vllm"]
 

@@ -33,7 +33,7 @@ def _say(value: Any) -> Any:
     return _Count(value) if isinstance(value, int) else value
 
 
-def no_params(rng: Random, topic: Topic) -> dict[str, Any]:  # noqa: ARG001  # the signature of every `sample`
+def no_params(_rng: Random, _topic: Topic) -> dict[str, Any]:
     """Draw nothing: the kind has no parameters."""
     return {}
 
@@ -59,6 +59,6 @@ class Kind:
         return wording.format(**{key: _say(value) for key, value in params.items()})
 
     def check(self, text: str, params: Params) -> bool:
-        """Say whether a text meets the constraint; an empty text meets none. Raises KeyError for a missing parameter."""
+        """Say whether a text meets the constraint; an empty one meets none. Raises KeyError for a missing parameter."""
         stripped = text.strip()
         return self.meets(stripped, params) if len(words(stripped)) >= self.least_words else False

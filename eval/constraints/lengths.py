@@ -9,13 +9,14 @@ from eval.constraints.text import sentences, words
 __all__ = ["LENGTHS"]
 
 
-def _between(rng: Random, topic: Topic) -> dict[str, Any]:  # noqa: ARG001  # the signature of every `sample`
+def _between(rng: Random, _topic: Topic) -> dict[str, Any]:
     low = rng.randrange(10, 26, 5)
     return {"low": low, "high": low + rng.choice((10, 15))}
 
 
 def _has_short_sentences(text: str, params: Params) -> bool:
-    return all(len(words(sentence)) <= params["n"] for sentence in sentences(text)) and len(sentences(text)) >= 2
+    found = sentences(text)
+    return len(found) >= 2 and all(len(words(sentence)) <= params["n"] for sentence in found)
 
 
 LENGTHS = (
@@ -27,14 +28,14 @@ LENGTHS = (
             "Stay within {n:word}.",
             "Your whole answer may have {n:word} at the very most.",
         ),
-        sample=lambda rng, topic: {"n": rng.randrange(12, 41, 4)},
+        sample=lambda rng, _topic: {"n": rng.randrange(12, 41, 4)},
         meets=lambda text, params: len(words(text)) <= params["n"],
     ),
     Kind(
         name="min_words",
         groups=frozenset({"length"}),
         wordings=("Use no fewer than {n:word}.", "Write {n:word} or more.", "Make it {n} words long or longer."),
-        sample=lambda rng, topic: {"n": rng.randrange(20, 41, 5)},
+        sample=lambda rng, _topic: {"n": rng.randrange(20, 41, 5)},
         meets=lambda text, params: len(words(text)) >= params["n"],
     ),
     Kind(
@@ -56,7 +57,7 @@ LENGTHS = (
             "Your answer must be {n:sentence} long, no more and no less.",
             "Answer in precisely {n:sentence}.",
         ),
-        sample=lambda rng, topic: {"n": rng.randint(1, 4)},
+        sample=lambda rng, _topic: {"n": rng.randint(1, 4)},
         meets=lambda text, params: len(sentences(text)) == params["n"],
     ),
     Kind(
@@ -67,7 +68,7 @@ LENGTHS = (
             "Stop after {n:sentence} or sooner.",
             "Say it in {n:sentence} or fewer.",
         ),
-        sample=lambda rng, topic: {"n": rng.randint(1, 3)},
+        sample=lambda rng, _topic: {"n": rng.randint(1, 3)},
         meets=lambda text, params: len(sentences(text)) <= params["n"],
     ),
     Kind(
@@ -77,7 +78,7 @@ LENGTHS = (
             "Write a few sentences, each of {n:word} or fewer.",
             "Use two or three short sentences; none may be longer than {n:word}.",
         ),
-        sample=lambda rng, topic: {"n": rng.randrange(8, 15, 2)},
+        sample=lambda rng, _topic: {"n": rng.randrange(8, 15, 2)},
         meets=_has_short_sentences,
     ),
 )

@@ -15,12 +15,12 @@ _BLANK = re.compile(r"\[[A-Za-z][^\[\]\n]*\](?!\()")
 _ASIDE = re.compile(r"(?<!\])\(([^()]+)\)")
 
 
-def _is_lower(text: str, params: Params) -> bool:  # noqa: ARG001  # the signature of every `meets`
+def _is_lower(text: str, _params: Params) -> bool:
     lettered = sum(any(char.islower() for char in word) for word in words(text))
     return lettered >= 3 and not any(char.isupper() for char in text)
 
 
-def _is_upper(text: str, params: Params) -> bool:  # noqa: ARG001  # the signature of every `meets`
+def _is_upper(text: str, _params: Params) -> bool:
     lettered = sum(any(char.isupper() for char in word) for word in words(text))
     return lettered >= 3 and not any(char.islower() for char in text)
 
@@ -32,7 +32,7 @@ def _has_capitals(text: str, params: Params) -> bool:
     return loud >= params["n"] and calm >= 3
 
 
-def _is_quoted(text: str, params: Params) -> bool:  # noqa: ARG001  # the signature of every `meets`
+def _is_quoted(text: str, _params: Params) -> bool:
     wrapped = text[0] in '"\u201c' and text[-1] in '"\u201d'
     return wrapped and not any(char in _QUOTES for char in text[1:-1])
 
@@ -59,9 +59,9 @@ SHAPES = (
         groups=frozenset({"case"}),
         wordings=(
             "Stress {n:word} or more, but not all of the text, by writing in CAPITALS.",
-            "Write some words in full capitals, {n} of them or more, and the rest as usual.",
+            "Write {n:word} or more in full capitals and the rest as usual.",
         ),
-        sample=lambda rng, topic: {"n": rng.randint(1, 3)},
+        sample=lambda rng, _topic: {"n": rng.randint(1, 3)},
         meets=_has_capitals,
         least_words=5,
     ),
@@ -69,14 +69,14 @@ SHAPES = (
         name="no_commas",
         groups=frozenset({"commas"}),
         wordings=("Do without commas.", "Do not write a single comma.", "Leave out every comma."),
-        meets=lambda text, params: "," not in text,
+        meets=lambda text, _params: "," not in text,
         least_words=5,
     ),
     Kind(
         name="end_exclamation",
         groups=frozenset({"closing"}),
-        wordings=("End with an exclamation mark.", 'The very last mark should be "!".'),
-        meets=lambda text, params: strip_end(text).endswith("!"),
+        wordings=("End with an exclamation mark.", 'Let the last sentence end with "!".'),
+        meets=lambda text, _params: strip_end(text).endswith("!"),
         least_words=4,
     ),
     Kind(
@@ -87,14 +87,14 @@ SHAPES = (
             "Let the last sentence be a question.",
             "Close by asking the reader something.",
         ),
-        meets=lambda text, params: strip_end(text).endswith("?"),
+        meets=lambda text, _params: strip_end(text).endswith("?"),
         least_words=4,
     ),
     Kind(
         name="one_question",
         groups=frozenset({"question"}),
         wordings=("Ask one question, and only one, in your answer.", "Exactly one sentence should be a question."),
-        meets=lambda text, params: text.count("?") == 1,
+        meets=lambda text, _params: text.count("?") == 1,
         least_words=5,
     ),
     Kind(
@@ -104,7 +104,7 @@ SHAPES = (
             "Mention {n:number} or more, written in digits.",
             "Give {n:figure} or more in digits, such as an age, a price or a year.",
         ),
-        sample=lambda rng, topic: {"n": rng.randint(1, 2)},
+        sample=lambda rng, _topic: {"n": rng.randint(1, 2)},
         meets=lambda text, params: len(_NUMBER.findall(text)) >= params["n"],
         least_words=5,
     ),
@@ -124,7 +124,7 @@ SHAPES = (
             "Leave {n:blank} or more for the reader to fill in, written in square brackets like [name].",
             "Include {n:item} or more in square brackets, like [date], to be filled in later.",
         ),
-        sample=lambda rng, topic: {"n": rng.randint(1, 2)},
+        sample=lambda rng, _topic: {"n": rng.randint(1, 2)},
         meets=lambda text, params: len(_BLANK.findall(text)) >= params["n"],
         least_words=5,
     ),
@@ -135,7 +135,7 @@ SHAPES = (
             "Add a remark of two or more words in round brackets (like this).",
             "Somewhere, put two or more words inside parentheses.",
         ),
-        meets=lambda text, params: any(len(words(inside)) >= 2 for inside in _ASIDE.findall(text)),
+        meets=lambda text, _params: any(len(words(inside)) >= 2 for inside in _ASIDE.findall(text)),
         least_words=6,
     ),
 )

@@ -19,7 +19,7 @@ _ANGLE_TITLE = re.compile(r"<<([^<>\n]+)>>")
 _TITLE_LINE = re.compile(r"title:[ \t]*(.*)", re.IGNORECASE)
 
 
-def _keys(rng: Random, topic: Topic) -> dict[str, Any]:  # noqa: ARG001  # the signature of every `sample`
+def _keys(rng: Random, _topic: Topic) -> dict[str, Any]:
     return {"keys": rng.sample(KEYS, 2)}
 
 
@@ -50,13 +50,13 @@ def _has_lines(text: str, params: Params) -> bool:
     return len(found) == params["n"] and _distinct(found, 2)
 
 
-def _has_title_line(text: str, params: Params) -> bool:  # noqa: ARG001  # the signature of every `meets`
+def _has_title_line(text: str, _params: Params) -> bool:
     first, _, rest = text.partition("\n")
     match = _TITLE_LINE.match(first)
     return match is not None and bool(words(match[1])) and len(words(rest)) >= 3
 
 
-def _has_angle_title(text: str, params: Params) -> bool:  # noqa: ARG001  # the signature of every `meets`
+def _has_angle_title(text: str, _params: Params) -> bool:
     match = _ANGLE_TITLE.search(text)
     return match is not None and bool(words(match[1])) and len(words(_ANGLE_TITLE.sub("", text))) >= 3
 
@@ -81,12 +81,12 @@ def _is_json(text: str, params: Params) -> bool:
     return set(found) == set(params["keys"]) and all(_is_filled(item) for item in found.values())
 
 
-def _has_two_parts(text: str, params: Params) -> bool:  # noqa: ARG001  # the signature of every `meets`
+def _has_two_parts(text: str, _params: Params) -> bool:
     parts = [part.strip() for part in re.split(r"^[ \t]*\*\*\*[ \t]*$", text, flags=re.MULTILINE)]
     return len(parts) == 2 and _distinct(parts, 2)
 
 
-def _has_postscript(text: str, params: Params) -> bool:  # noqa: ARG001  # the signature of every `meets`
+def _has_postscript(text: str, _params: Params) -> bool:
     parts = _POSTSCRIPT.split(text)
     return len(parts) == 2 and len(words(parts[0])) >= 3 and len(words(parts[1])) >= 2
 
@@ -108,7 +108,7 @@ STRUCTURES = (
             'Answer as a list of {n} brief items; every item is a line that begins with "- ".',
             "Make it {n} short bullet points, no more and no fewer.",
         ),
-        sample=lambda rng, topic: {"n": rng.randint(2, 4)},
+        sample=lambda rng, _topic: {"n": rng.randint(2, 4)},
         meets=_has_bullets,
     ),
     Kind(
@@ -118,7 +118,7 @@ STRUCTURES = (
             "Answer as a numbered list of {n} short lines.",
             "Give exactly {n} brief points, numbered 1. to {n}. on lines of their own.",
         ),
-        sample=lambda rng, topic: {"n": rng.randint(2, 4)},
+        sample=lambda rng, _topic: {"n": rng.randint(2, 4)},
         meets=_has_numbered,
     ),
     Kind(
@@ -128,7 +128,7 @@ STRUCTURES = (
             "Write {n} very short paragraphs with a blank line between them.",
             "Divide the answer into exactly {n} brief paragraphs, set apart by empty lines.",
         ),
-        sample=lambda rng, topic: {"n": rng.randint(2, 3)},
+        sample=lambda rng, _topic: {"n": rng.randint(2, 3)},
         meets=_has_paragraphs,
     ),
     Kind(
@@ -138,7 +138,7 @@ STRUCTURES = (
             "Write exactly {n} short lines.",
             "Make it {n} lines of text, each of them short, like a small poem.",
         ),
-        sample=lambda rng, topic: {"n": rng.randint(2, 4)},
+        sample=lambda rng, _topic: {"n": rng.randint(2, 4)},
         meets=_has_lines,
     ),
     Kind(
@@ -196,7 +196,7 @@ STRUCTURES = (
             "Write two lines, labelled {labels}, each label followed by a colon and a few words.",
             "Use one line for each of the labels {labels}: first the label, then a colon, then a short text.",
         ),
-        sample=lambda rng, topic: {"labels": list(rng.choice(LABELS))},
+        sample=lambda rng, _topic: {"labels": list(rng.choice(LABELS))},
         meets=_has_labels,
     ),
 )

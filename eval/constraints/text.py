@@ -36,10 +36,10 @@ def paragraphs(text: str) -> list[str]:
 def sentences(text: str) -> list[str]:
     """Split into sentences.
 
-    A line break ends a sentence, and so does a run of `.`, `!` or `?` (closing quotes or brackets may follow) before white
-    space or the end, so that decimals and web addresses stay whole. Exceptions: after a title or `e.g.` never; after a
-    single capital but I (an initial) never; after `etc.`, `a.m.` and the like, an ellipsis, or a mark inside quotes only
-    where no lower-case letter follows. Pieces without a word do not count; the numbering of list lines is no sentence.
+    A line break ends a sentence, and so does a run of `.`, `!` or `?` (closing quotes or brackets may follow) before
+    white space or the end, so that decimals and web addresses stay whole. Exceptions: after a title or `e.g.` never;
+    after a single capital but I (an initial) never; after `etc.`, `a.m.` and the like, an ellipsis, or a mark inside
+    quotes only where no lower-case letter follows. Pieces without a word do not count, nor does a list's numbering.
     """
     found: list[str] = []
     for line in lines(_NUMBERING.sub("", text)):

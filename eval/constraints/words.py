@@ -88,14 +88,14 @@ WORDS = (
         name="start_phrase",
         groups=frozenset({"opening", "case"}),
         wordings=('Begin with the words "{phrase}".', 'The first words must be "{phrase}".', 'Open with "{phrase}".'),
-        sample=lambda rng, topic: {"phrase": rng.choice(OPENINGS)},
+        sample=lambda rng, _topic: {"phrase": rng.choice(OPENINGS)},
         meets=_starts_with,
     ),
     Kind(
         name="end_phrase",
         groups=frozenset({"closing", "case"}),
         wordings=('Finish with the words "{phrase}".', 'The last words must be "{phrase}".', 'Close with "{phrase}".'),
-        sample=lambda rng, topic: {"phrase": rng.choice(ENDINGS)},
+        sample=lambda rng, _topic: {"phrase": rng.choice(ENDINGS)},
         meets=_ends_with,
     ),
     Kind(
@@ -105,7 +105,7 @@ WORDS = (
             "Your first word must begin with the letter {letter}.",
             "Start with a word whose first letter is {letter}.",
         ),
-        sample=lambda rng, topic: {"letter": rng.choice("ABEFHIMOPSTWY")},
+        sample=lambda rng, _topic: {"letter": rng.choice("ABEFHIMOPSTWY")},
         meets=_starts_with_letter,
     ),
     Kind(

@@ -18,8 +18,9 @@ _LEAST_WORDS = 12  # fewer words repeat too little by chance to tell a loop from
 class Verifiable(Scorer):
     """Constraints met divided by constraints; an empty or looping text scores 0.
 
-    The detail holds a bool for each kind (`kind#2` where a prompt has it again) and `all`; `cut_off` or `degenerate` is
-    there, and true, where the answer was stopped by its length or loops. A cut-off answer keeps its checks.
+    The detail holds a bool for each kind (`kind#2` where the second constraint is of the same kind again) and `all`;
+    `cut_off` or `degenerate` is there, and true, where the answer was stopped by its length or loops. A cut-off answer
+    keeps its checks.
     """
 
     min_distinct: float = Field(default=0.3, ge=0, le=1)
@@ -29,7 +30,7 @@ class Verifiable(Scorer):
         """Check the constraints of `prompt.reference`. Raises InputError where they are missing or of no known kind."""
         detail: dict[str, bool] = {}
         for number, constraint in enumerate(_read(prompt), start=1):
-            name = str(constraint["kind"])
+            name = str(constraint.get("kind"))
             key = name if name not in detail else f"{name}#{number}"
             detail[key] = _check(prompt, constraint, completion.text)
         met = list(detail.values())
@@ -44,12 +45,12 @@ class Verifiable(Scorer):
 
 
 def _read(prompt: Prompt) -> list[dict[str, Any]]:
-    given = prompt.reference.get("constraints")
+    given: object = prompt.reference.get("constraints")
     entries = cast(list[object], given) if isinstance(given, list) else []
     if not entries or not all(isinstance(entry, dict) for entry in entries):
         raise InputError(
             f"prompt {prompt.id}: reference.constraints",
-            given="missing" if given is None else repr(given)[:100],
+            given="missing" if given is None else repr(entries or cast(object, given))[:100],
             allowed='a list such as [{"kind": "max_words", "n": 20}], with one constraint or more',
             do="Use prompts of a task whose scorer is `verifiable`, or choose another scorer.",
         )

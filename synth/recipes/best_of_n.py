@@ -38,9 +38,7 @@ class BestOfN(Recipe):
 
     def sampling(self) -> Sampling:
         """Return the sampling of the candidates."""
-        return Sampling(
-            n=self.n, temperature=self.temperature, min_p=self.min_p, max_new_tokens=self.max_new_tokens
-        )
+        return Sampling(n=self.n, temperature=self.temperature, min_p=self.min_p, max_new_tokens=self.max_new_tokens)
 
     def contrast(self, prompt: Prompt, candidates: Sequence[Candidate]) -> list[Pair] | Dropped:
         """Pair the best with the worst, again and again, while the margin is enough."""

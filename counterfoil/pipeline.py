@@ -1,0 +1,153 @@
+"""Pipeline(Job): a list of jobs, each reading what an earlier one wrote.
+
+A job in a pipeline is the command line that a person would type, less `counterfoil`:
+
+    jobs:
+      synth: synth quickstart
+      align: align quickstart pairs=synth/pairs.jsonl
+      eval: eval quickstart adapter=align/adapter
+
+A value whose first part is an earlier job's name is a path in that job's folder. `model`, `engine` and `seed`, given for the
+whole pipeline, go to every job that has such a field. Each job runs in a process of its own, so that its memory is given
+back before the next begins, and dies with the pipeline.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from counterfoil.errors import ConfigError, RunError
+from counterfoil.job import Job, Run, read_manifest
+from counterfoil.verbs import VERBS, load_job
+
+__all__ = ["Pipeline"]
+
+
+class Pipeline(Job):
+    """Jobs one after the other, in folders inside the pipeline's own."""
+
+    VERB: ClassVar[str] = "run"
+    LIVE: ClassVar[bool] = False
+
+    jobs: dict[str, str] = Field(min_length=1)
+    """Name -> command line."""
+    model: str | None = None
+    """For every job; None leaves each its own."""
+    engine: Any = None
+    """For every job that has an engine: a name, or a mapping with a name; None leaves each its own."""
+    seed: int | None = None
+    """For every job; None leaves each its own."""
+    changes: dict[str, Any] = {}
+    """Overrides for single jobs, `job.field` -> value, as given on the command line."""
+
+    @field_validator("jobs")
+    @classmethod
+    def check_names(cls, value: dict[str, str]) -> dict[str, str]:
+        """Refuse names that cannot be folders."""
+        for name in value:
+            if not name.isidentifier():
+                raise ValueError(f"{name!r} is no name for a job: use letters, digits and _")
+        return value
+
+    def check(self) -> None:
+        """Load every job's config, so that a mistake in the last one is known before the first begins."""
+        for name in self.jobs:
+            self.load(name, Path())
+
+    def work(self, run: Run) -> None:
+        """Run the jobs in order; those that are done are found done."""
+        with run.progress.stage("jobs", total=len(self.jobs)) as shown:
+            for name in self.jobs:
+                job, config = self.load(name, run.folder)
+                folder = run.folder / name
+                run.progress.say(f"{name}: {self.jobs[name]}")
+                job.check()
+                _run_apart(config, folder, label=name)
+                manifest = read_manifest(folder)
+                if manifest is None:
+                    raise RunError(str(folder), given="no manifest", allowed="a finished job", do="Run again.")
+                run.figures[name] = manifest["figures"]
+                run.counts[name] = manifest["counts"].get("kept", 0)
+                for key, count in manifest["counts"]["dropped"].items():
+                    run.dropped[f"{name}: {key}"] += count
+                for key, count in manifest["tokens"].items():
+                    run.tokens[f"{name} {key}"] = count
+                shown.advance()
+        report = folder / "report.html"
+        if report.is_file():
+            shutil.copyfile(report, run.folder / "report.html")
+
+    def load(self, name: str, folder: Path) -> tuple[Job, list[str]]:
+        """Return a job, and the command line that makes it; paths into earlier jobs' folders lie under `folder`."""
+        words = shlex.split(self.jobs[name])
+        if len(words) < 2 or words[0] not in VERBS or words[0] == "run":
+            allowed = f"VERB CONFIG key=value ..., VERB out of {', '.join(verb for verb in VERBS if verb != 'run')}"
+            raise ConfigError(f"jobs.{name}", given=repr(self.jobs[name]), allowed=allowed, do="Fix the line.")
+        verb, config, *overrides = words
+        overrides = [_place(text, self._before(name), folder) for text in overrides]
+        shared = {"model": self.model, "engine": self.engine, "seed": self.seed}
+        overrides += [f"{key}={_word(value)}" for key, value in shared.items() if value is not None]
+        mine = {key.partition(".")[2]: value for key, value in self.changes.items() if key.startswith(f"{name}.")}
+        overrides += [f"{key}={_word(value)}" for key, value in mine.items()]
+        job, used = load_job(verb, config, overrides, optional=frozenset(shared))
+        return job, [verb, config, *used]
+
+    def _before(self, name: str) -> list[str]:
+        names = list(self.jobs)
+        return names[: names.index(name)]
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _place(text: str, earlier: list[str], folder: Path) -> str:
+    """Turn `key=job/file` into `key=folder/job/file` where `job` is an earlier job; in a list, each item."""
+    key, value = text.split("=", 1) if "=" in text else (text, "")
+    parts = [str(folder / part) if part.split("/")[0] in earlier else part for part in value.split(",")]
+    return f"{key}={','.join(parts)}" if "=" in text else text
+
+
+def _run_apart(command: list[str], folder: Path, *, label: str) -> None:
+    """Run one job in a child process; raise RunError with its own words where it fails."""
+    words = [
+        sys.executable,
+        "-m",
+        "counterfoil",
+        *command,
+        "--to",
+        str(folder),
+        "--label",
+        label,
+        "--brief",
+        "--parent",
+        str(os.getpid()),
+    ]
+    child = subprocess.Popen(words)
+    try:
+        code = child.wait()
+    except BaseException:
+        child.send_signal(signal.SIGINT)
+        try:
+            child.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        raise
+    if code == 130:
+        raise KeyboardInterrupt
+    if code != 0:
+        raise RunError(
+            f"job {label}",
+            given=f"ended with exit code {code}",
+            allowed="0",
+            do="See its message above; run again to go on.",
+        )

@@ -1,0 +1,76 @@
+"""Verbs to jobs: which module a verb's config is built into. Nothing here is imported before its verb is used."""
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from counterfoil.config import Config, apply_override, build, find_config, parse_override, read_yaml
+from counterfoil.errors import ConfigError
+from counterfoil.job import Job
+
+__all__ = ["VERBS", "load_job"]
+
+VERBS = {
+    "run": ("counterfoil.pipeline", "pipelines"),
+    "synth": ("synth.synthesize", "synth"),
+    "align": ("align.train", "align"),
+    "decode": ("decode.generate", "decode"),
+    "eval": ("eval.evaluate", "eval"),
+}
+"""Verb -> the module of its usual job, and the folder of its configs.
+
+A config may name another job of the same package: `job: report` under `eval` is eval/report.py, class Report.
+"""
+
+
+def find_job(verb: str, name: str | None, *, source: str) -> type[Job]:
+    """Import the job class of a verb, or another of the same package by name."""
+    usual = VERBS[verb][0]
+    module_name = f"{usual.split('.')[0]}.{name}" if name else usual
+    if name and (not name.isidentifier() or importlib.util.find_spec(module_name) is None):
+        raise ConfigError(f"{source}: job", given=repr(name), allowed=f"a job of {verb}", do="Fix or remove the line.")
+    module = importlib.import_module(module_name)
+    wanted = module_name.rsplit(".", 1)[1].capitalize()
+    found = getattr(module, wanted, None)
+    if not (isinstance(found, type) and issubclass(found, Job)):
+        raise ConfigError(f"{source}: job", given=f"{module_name} has no job {wanted}", allowed="a job", do="Fix it.")
+    return found
+
+
+def load_job(
+    verb: str, config: str, overrides: Sequence[str], *, optional: frozenset[str] = frozenset()
+) -> tuple[Job, list[str]]:
+    """Build the job of `verb config key=value ...`; return it with the overrides that it took.
+
+    An override whose key is in `optional` is left out where the job has no such field.
+    Raises ConfigError for whatever is wrong with the config.
+    """
+    path = find_config(config, VERBS[verb][1])
+    values = read_yaml(path)
+    name = values.pop("job", None)
+    cls = find_job(verb, name, source=str(path))
+    used: list[str] = []
+    for text in overrides:
+        key, value = parse_override(text)
+        head = key.split(".", 1)[0]
+        if head in optional and head not in cls.model_fields:
+            continue
+        used.append(text)
+        if verb == "run" and "." in key and head in values.get("jobs", {}):
+            values["changes"] = {**values.get("changes", {}), key: value}
+        else:
+            apply_override(values, key, _as_list(cls, key, value), cls=cls)
+    return build(cls, values, source=_name_source(path, used)), used
+
+
+def _as_list(cls: type[Config], key: str, value: Any) -> Any:
+    """Split a,b,c where the field takes several values."""
+    item = cls.model_fields.get(key)
+    several = item is not None and str(item.annotation).startswith("tuple[") and "..." in str(item.annotation)
+    return [part for part in value.split(",") if part] if several and isinstance(value, str) else value
+
+
+def _name_source(path: Path, overrides: Sequence[str]) -> str:
+    return f"{path.name} + {' '.join(overrides)}" if overrides else path.name
