@@ -9,6 +9,7 @@ gone through `HttpClient.redact`.
 
 import asyncio
 import email.utils
+import itertools
 import json
 import os
 import queue
@@ -33,6 +34,7 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 _MAX_MESSAGE = 200  # characters of a server's message that are kept
+_LANE = 16  # requests in flight a pool of connections: httpcore's work for a request grows with its pool's square
 _SETTLE_S = 5.0  # how long a cancelled request may take to let go of its connection
 
 
@@ -98,8 +100,13 @@ class HttpClient:
     def __init__(self, base_url: str, *, api_key_env: str, patience: Patience, max_in_flight: int) -> None:
         self._base_url, self._api_key_env = base_url, api_key_env
         self._patience, self._max_in_flight = patience, max_in_flight
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=max_in_flight)
-        self._client = httpx.AsyncClient(limits=limits, timeout=None)  # noqa: S113 - _try bounds each try as a whole
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=_LANE)
+        ssl_context = httpx.create_ssl_context()
+        self._lanes = [  # no timeout of httpx's own: _try bounds each try as a whole
+            httpx.AsyncClient(limits=limits, verify=ssl_context, timeout=None)  # noqa: S113
+            for _ in range(0, max_in_flight, _LANE)
+        ]
+        self._next_lane = itertools.cycle(self._lanes)
         self._lock = threading.RLock()  # a collected iterator may come back in while its thread holds it
         self._running: dict[Future[Any], str] = {}
         self._live: set[asyncio.Task[Any]] = set()
@@ -161,7 +168,7 @@ class HttpClient:
         headers = self._make_headers()
         try:
             async with asyncio.timeout(timeout_s):
-                response = await self._client.request(method, url, content=content, headers=headers)
+                response = await next(self._next_lane).request(method, url, content=content, headers=headers)
         except TimeoutError:
             failure = HttpError(f"no answer within {timeout_s:.3g} s", again=True)
         except (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
@@ -293,4 +300,5 @@ class HttpClient:
 
     async def _shut(self) -> None:
         await self._settle()
-        await self._client.aclose()
+        for lane in self._lanes:
+            await lane.aclose()

@@ -136,6 +136,12 @@ def _to_dicts(value: Any) -> list[dict[str, Any]]:
     return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
 
 
+def _shorten(label: str) -> str:
+    """Fit a label into a plot."""
+    text = str(_clean(label))
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
 def _join_messages(messages: Sequence[Message]) -> str:
     if len(messages) == 1:
         return messages[0]["content"]
@@ -187,8 +193,10 @@ def _read_synthesize(folder: Path, manifest: dict[str, Any], notes: list[str]) -
         notes.append(f"The page holds the first {MAX_PAIRS:,} of {len(pairs):,} pairs; pairs.jsonl holds them all.")
     plots: list[_Plot] = []
     counts = _to_dict(manifest.get("counts"))
-    dropped = sorted(_to_dict(counts.get("dropped")).items(), key=lambda item: -_to_float(item[1]))[:MAX_BARS]
-    if dropped:
+    dropped = sorted(_to_dict(counts.get("dropped")).items(), key=lambda item: -_to_float(item[1]))
+    if len(dropped) > MAX_BARS:
+        notes.append(f"Drawn are the {MAX_BARS} commonest of {len(dropped)} reasons; all are under How this was made.")
+    if dropped := dropped[:MAX_BARS]:
         bars = {"kept": _to_float(counts.get("kept"))} | {key: _to_float(value) for key, value in dropped}
         colors = [AFTER] + [BEFORE] * len(dropped)
         caption = "Kept, and dropped by stage and reason: " + "; ".join(
@@ -294,7 +302,7 @@ def _plot_bars(
         if len(groups) > 1:
             figure.legend(loc="outside upper left", ncols=2)
 
-    shown = [str(_clean(label if len(label) < 41 else f"{label[:37]}...")) for label in labels]
+    shown = [_shorten(label) for label in labels]
     return _plot(title, caption, 0.8 + 0.3 * len(labels) * (1 + 0.4 * (len(groups) > 1)), draw)
 
 
@@ -318,6 +326,7 @@ def _plot_lines(title: str, caption: str, lines: Mapping[str, Sequence[tuple[flo
     def paint(axes: "Axes", name: str, points: Sequence[tuple[float, float]], color: str) -> None:
         axes.plot(*zip(*points, strict=True), color=color, label=name, marker="o", markersize=3)
         axes.set(xlabel="step")
+        axes.locator_params(axis="x", integer=True)
         if name:
             axes.axhline(0, color=INK, linewidth=0.8, linestyle="--")
 
@@ -353,7 +362,7 @@ def _plot_intervals(title: str, caption: str, metrics: Sequence[Mapping[str, Any
                 side.plot([low, high], [place, place], color=color, linewidth=2, solid_capstyle="round")
                 side.plot([mean], [place], color=color, marker="o", markersize=7)
             axes[0].set(yticks=[0, -1], yticklabels=["base", "adapter"], ylim=(-1.6, 0.6))
-            axes[0].set_title(_clean(name), loc="left", fontsize=10)
+            axes[0].set_title(_shorten(name), loc="left", fontsize=10)
             if columns == 2:
                 axes[1].axvline(0, color=REJECTED, linewidth=1, linestyle="--")
                 axes[1].set(yticks=[], ylim=(-0.8, 0.8))

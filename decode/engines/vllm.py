@@ -120,6 +120,8 @@ class VllmSession(Session):
             settings["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * 2**30)
             # The CPU sampler breaks on a seeded prompt that is prefilled in pieces ("CPU Generator does not use offset").
             settings["enable_chunked_prefill"] = False
+            # The samples of a prompt share its full blocks; the CPU build's usual 128 would leave short prompts unshared.
+            settings["block_size"] = 32
             settings["max_num_batched_tokens"] = max(2048, engine.max_model_len)
         if num_adapters:
             rank = next(step for step in (8, 16, 32, 64, 128, 256, 320, 512) if step >= max_lora_rank)
