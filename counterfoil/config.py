@@ -182,20 +182,21 @@ def parse_override(text: str) -> tuple[str, Any]:
 def apply_override(values: dict[str, Any], key: str, value: Any, *, cls: type[Config] | None = None) -> None:
     """Set `key` (dotted) in nested `values`. A bare name on the way becomes a mapping with that name.
 
-    Where a family's member is left at its default, that default (of `cls`) is what the override changes.
+    What is left at its default, at any depth, keeps that default (of `cls`) but for what the override changes.
     """
     head, _, rest = key.partition(".")
     if not rest:
         values[head] = value
         return
+    default = cls.model_fields[head].default if cls and head in cls.model_fields else None
     inside = values.get(head)
     if isinstance(inside, str):
         inside = {"name": inside}
     if not isinstance(inside, dict):
-        default = cls.model_fields[head].default if cls and head in cls.model_fields else None
-        inside = {"name": dump(default)["name"]} if isinstance(default, Choice) else {}
+        inside = dump(default) if isinstance(default, Config) else {}
+    same = isinstance(default, Config) and inside.get("name") == dump(default).get("name")
     values[head] = dict(inside)
-    apply_override(values[head], rest, value)
+    apply_override(values[head], rest, value, cls=type(default) if same else None)
 
 
 def _config_root() -> Path:

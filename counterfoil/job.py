@@ -250,7 +250,7 @@ def _without_paths(identity: dict[str, Any]) -> dict[str, Any]:
     }
     config = json.loads(json.dumps(identity["config"]))
     for key in inputs:
-        *parents, last = key.split(".")
+        *parents, last = key.partition("[")[0].split(".")  # `parts[0] synth` stands for the field `parts`
         inside = config
         for parent in parents:
             inside = inside[parent]

@@ -55,7 +55,7 @@ def read_lines(path: Path, *, where: str) -> Iterator[dict[str, Any] | Dropped]:
                 continue
             try:
                 value = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:  # not JSON, a number of 5000 digits, 100 000 brackets
                 yield _dropped(line, number, "broken JSON", str(error))
                 continue
             if isinstance(value, dict):

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from counterfoil.errors import ConfigError, RunError
+from counterfoil.errors import ConfigError, InputError, RunError
 from counterfoil.job import Job, Run, read_manifest
 from counterfoil.verbs import VERBS, load_job
 
@@ -58,9 +58,22 @@ class Pipeline(Job):
         return value
 
     def check(self) -> None:
-        """Load every job's config, so that a mistake in the last one is known before the first begins."""
+        """Look at every job, so that a mistake in the last one is known before the first begins."""
         for name in self.jobs:
-            self.load(name, Path())
+            job, _ = self.load(name, Path())
+            earlier = self._before(name)
+            inputs = job.inputs()
+            own = {key: path for key, path in inputs.items() if not earlier or path.parts[0] not in earlier}
+            for key, path in own.items():
+                if not path.exists():
+                    folders = "".join(f", or in {other}/" for other in earlier)
+                    given = f"{key}={path}, which is not there"
+                    raise InputError(f"jobs.{name}", given=given, allowed=f"a path{folders}", do="Fix the path.")
+            try:
+                job.check()
+            except InputError:
+                if len(own) == len(inputs):
+                    raise  # else it is of what an earlier job has yet to write: checked again in its turn
 
     def work(self, run: Run) -> None:
         """Run the jobs in order; those that are done are found done."""
@@ -87,17 +100,20 @@ class Pipeline(Job):
 
     def load(self, name: str, folder: Path) -> tuple[Job, list[str]]:
         """Return a job, and the command line that makes it; paths into earlier jobs' folders lie under `folder`."""
-        words = shlex.split(self.jobs[name])
+        try:
+            words = shlex.split(self.jobs[name])
+        except ValueError:  # a quotation without an end
+            words = []
         if len(words) < 2 or words[0] not in VERBS or words[0] == "run":
             allowed = f"VERB CONFIG key=value ..., VERB out of {', '.join(verb for verb in VERBS if verb != 'run')}"
             raise ConfigError(f"jobs.{name}", given=repr(self.jobs[name]), allowed=allowed, do="Fix the line.")
         verb, config, *overrides = words
         overrides = [_place(text, self._before(name), folder) for text in overrides]
         shared = {"model": self.model, "engine": self.engine, "seed": self.seed}
-        overrides += [f"{key}={_word(value)}" for key, value in shared.items() if value is not None]
+        common = [f"{key}={_word(value)}" for key, value in shared.items() if value is not None]
         mine = {key.partition(".")[2]: value for key, value in self.changes.items() if key.startswith(f"{name}.")}
-        overrides += [f"{key}={_word(value)}" for key, value in mine.items()]
-        job, used = load_job(verb, config, overrides, optional=frozenset(shared))
+        overrides += common + [f"{key}={_word(value)}" for key, value in mine.items()]
+        job, used = load_job(verb, config, overrides, optional=frozenset(common))
         return job, [verb, config, *used]
 
     def _before(self, name: str) -> list[str]:

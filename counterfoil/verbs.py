@@ -25,11 +25,12 @@ A config may name another job of the same package: `job: report` under `eval` is
 """
 
 
-def find_job(verb: str, name: str | None, *, source: str) -> type[Job]:
+def find_job(verb: str, name: object, *, source: str) -> type[Job]:
     """Import the job class of a verb, or another of the same package by name."""
     usual = VERBS[verb][0]
-    module_name = f"{usual.split('.')[0]}.{name}" if name else usual
-    if name and (not name.isidentifier() or importlib.util.find_spec(module_name) is None):
+    module_name = usual if name is None else f"{usual.split('.')[0]}.{name}"
+    known = isinstance(name, str) and name.isidentifier() and importlib.util.find_spec(module_name) is not None
+    if name is not None and not known:
         raise ConfigError(f"{source}: job", given=repr(name), allowed=f"a job of {verb}", do="Fix or remove the line.")
     module = importlib.import_module(module_name)
     wanted = module_name.rsplit(".", 1)[1].capitalize()
@@ -44,7 +45,7 @@ def load_job(
 ) -> tuple[Job, list[str]]:
     """Build the job of `verb config key=value ...`; return it with the overrides that it took.
 
-    An override whose key is in `optional` is left out where the job has no such field.
+    Of the overrides, those in `optional` are left out where the job has no such field.
     Raises ConfigError for whatever is wrong with the config.
     """
     path = find_config(config, VERBS[verb][1])
@@ -55,10 +56,10 @@ def load_job(
     for text in overrides:
         key, value = parse_override(text)
         head = key.split(".", 1)[0]
-        if head in optional and head not in cls.model_fields:
+        if text in optional and head not in cls.model_fields:
             continue
         used.append(text)
-        if verb == "run" and "." in key and head in values.get("jobs", {}):
+        if verb == "run" and "." in key and isinstance(values.get("jobs"), dict) and head in values["jobs"]:
             values["changes"] = {**values.get("changes", {}), key: value}
         else:
             apply_override(values, key, _as_list(cls, key, value), cls=cls)

@@ -37,6 +37,8 @@ def ask(
     unanswered = _skip_answered(run, engine, model, requests())
     first = next(unanswered.todo, None)
     if first is None:
+        before = run.store.get("model", stage)
+        run.facts |= {} if before is None else {"model": before}
         return
     with engine.open(model, adapters=[first.adapter] if first.adapter else []) as session:
         _check_model(run, stage, session.model_id)

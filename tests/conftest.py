@@ -1,4 +1,4 @@
-"""One real vLLM server for the tests that need one; nothing here is ever downloaded."""
+"""Real parts that tests share, each started once: an adapter, vLLM in process, a vLLM server. Nothing is downloaded."""
 
 import os
 import signal
@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from counterfoil.models import find_model
+from decode.engine import Session
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -21,8 +22,44 @@ SERVER_START_S = 240
 
 
 @pytest.fixture(scope="session")
-def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Start vLLM's server with the embedded model, served as `smollm2`; yield its base_url, stop it by process id."""
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a LoRA adapter of random weights, large enough to change what the embedded model says."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(find_model("smollm2"))
+    settings = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    folder = tmp_path_factory.mktemp("adapter")
+    get_peft_model(model, settings).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vllm_session(adapter: Path) -> Iterator[Session]:
+    """Start vLLM in this process, once, in float32 and ready for the adapter."""
+    from decode.engines.vllm import Vllm
+
+    with Vllm(max_model_len=1024, max_num_seqs=64, kv_cache_gib=0.5).open("smollm2", adapters=[str(adapter)]) as session:
+        yield session
+
+
+@pytest.fixture(scope="session")
+def hf_session() -> Iterator[Session]:
+    """Load the embedded model in transformers, once."""
+    from decode.engines.hf import Hf
+
+    with Hf(max_model_len=1024, batch_size=8).open("smollm2") as session:
+        yield session
+
+
+@pytest.fixture(scope="session")
+def vllm_server(tmp_path_factory: pytest.TempPathFactory, adapter: Path) -> Iterator[str]:
+    """Start vLLM's server with the embedded model, served as `smollm2`, and the adapter, as `random`; yield its address.
+
+    It is stopped by process id.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -31,6 +68,7 @@ def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command += ["--served-model-name", "smollm2", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
     command += ["--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "16"]
     command += ["--kv-cache-memory-bytes", str(512 * 1024**2)]
+    command += ["--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"random={adapter}"]
     env = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": "2", "VLLM_CPU_OMP_THREADS_BIND": "0-1"}
     with log.open("wb") as out:
         process = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 import eval.report
+from counterfoil.config import build
+from counterfoil.errors import ConfigError, InputError, RunError
 from counterfoil.records import Completion, Pair, Prompt
-from eval.report import render_report
+from eval.report import Report, render_report
 
 BAD = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">'\"&{{ 7*7 }} $x_{"
 CONTROLS = "a\x00b\x1bc\u202ed\u2066e\U000e0041f\ud800g\u4e2d"
@@ -234,6 +236,55 @@ def test_numbers_that_are_none_do_not_break_a_plot(parts: dict[str, Path]):
 def test_more_pairs_than_fit_are_counted(parts: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(eval.report, "MAX_PAIRS", 50)
     assert "The page holds the first 50 of 120 pairs" in render_report(parts, title="t")
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> tuple[Path, Path]:
+    """Two folders of finished jobs; the second one's name has a dot in it."""
+    train, judged = tmp_path / "align", tmp_path / "eval.v2"
+    write_manifest(train, "train")
+    difference = {"mean": 0.292, "low": 0.201, "high": 0.382}
+    figures = {"pass_rate_base": {"mean": 0.283}, "pass_rate_difference": difference, "plain_text_base": {"mean": -3.1}}
+    write_manifest(judged, "evaluate", figures=figures)
+    return train, judged
+
+
+def test_job_writes_the_page_once(finished: tuple[Path, Path], tmp_path: Path):
+    job = Report(parts=finished, title="Two parts")
+    done = job.run(tmp_path / "report", quiet=True)
+    assert done.fresh
+    text = done.path("report.html").read_text(encoding="utf-8")
+    assert text == render_report({"align": finished[0], "eval.v2": finished[1]}, title="Two parts")
+    assert done.figures == {
+        "pass_rate_base": {"mean": 0.283}, "pass_rate_difference": {"mean": 0.292, "low": 0.201, "high": 0.382}
+    }  # fmt: skip
+    assert done.manifest["counts"] == {"kept": 1, "dropped": {}}
+    assert set(done.manifest["outputs"]) == {"report.html"}
+    assert not job.run(tmp_path / "report", quiet=True).fresh
+
+
+def test_changed_part_is_a_changed_input(finished: tuple[Path, Path], tmp_path: Path):
+    job = Report(parts=finished)
+    job.run(tmp_path / "report", quiet=True)
+    write_manifest(finished[0], "train", seconds=99)
+    with pytest.raises(RunError, match=r"differs in: inputs"):
+        job.run(tmp_path / "report", quiet=True)
+
+
+def test_part_without_manifest_is_refused(finished: tuple[Path, Path], tmp_path: Path):
+    (finished[1] / "manifest.json").unlink()
+    job = Report(parts=finished)
+    with pytest.raises(InputError, match=r"eval\.v2: no manifest\.json in it"):
+        job.check()
+    with pytest.raises(InputError, match=r"eval\.v2"):
+        job.run(tmp_path / "report", quiet=True)
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("parts", [[], ["a/eval", "b/eval"]])
+def test_no_parts_or_two_of_one_name_are_refused(parts: list[str]):
+    with pytest.raises(ConfigError, match="parts"):
+        build(Report, {"parts": parts}, source="report.yaml")
 
 
 def browse(page: Path, profile: Path) -> subprocess.CompletedProcess[str]:

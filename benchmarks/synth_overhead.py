@@ -1,0 +1,187 @@
+"""What `counterfoil synth` costs beside the engine that it drives.
+
+    python benchmarks/synth_overhead.py engine       # against vllm.LLM.generate on the same prompts and settings
+    python benchmarks/synth_overhead.py bookkeeping  # the scripted engine, 100,000 and 1,000,000 prompts
+
+`engine`: two processes, each with its own open engine, take turns on the same 1,000 requests (500 prompts, 2 samples);
+starting the engines is not counted. `bookkeeping`: a process a size, on one core; peak memory is the system's own account.
+"""
+
+import json
+import multiprocessing as mp
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+ROUNDS = 5
+NUM_PROMPTS = 500
+MAX_NEW_TOKENS = 8
+
+
+def serve_bare(pipe: Connection) -> None:
+    """Answer with vllm.LLM.generate alone."""
+    from counterfoil.models import find_model
+    from counterfoil.records import Prompt
+    from decode.chat import encode_prompt, load_tokenizer
+    from decode.engines.vllm import Vllm, _prepare_environment, _sampling_params  # noqa: PLC2701
+    from decode.generate import draw_seed
+    from synth.recipes.best_of_n import BestOfN
+
+    _prepare_environment()
+    from vllm import LLM
+
+    folder, engine = find_model("smollm2"), Vllm()
+    llm = LLM(
+        str(folder), dtype="float32", max_model_len=engine.max_model_len, max_num_seqs=engine.max_num_seqs,
+        enforce_eager=True, enable_prefix_caching=True, enable_chunked_prefill=False, block_size=32,
+        max_num_batched_tokens=2048, kv_cache_memory_bytes=2**30, disable_log_stats=True,
+    )  # fmt: skip
+    tokenizer = load_tokenizer(str(folder))
+    recipe = BestOfN(n=2, max_new_tokens=MAX_NEW_TOKENS)
+
+    def work(path: Path) -> int:
+        prompts = [Prompt.model_validate_json(line) for line in path.read_text().splitlines()]
+        ids = [{"prompt_token_ids": encode_prompt(tokenizer, item.messages)} for item in prompts]
+        seeds = [recipe.sampling().model_copy(update={"seed": draw_seed(0, item.id)}) for item in prompts]
+        outputs = llm.generate(ids, [_sampling_params(item) for item in seeds], use_tqdm=False)  # type: ignore[arg-type]
+        llm.reset_prefix_cache()
+        return sum(len(part.token_ids) for output in outputs for part in output.outputs)
+
+    _serve(pipe, work)
+
+
+def serve_synth(pipe: Connection) -> None:
+    """Answer with counterfoil synth over an engine that is open already."""
+    from decode.engine import Session
+    from decode.engines.vllm import Vllm, VllmSession
+    from synth.prompts.file import File
+    from synth.recipes.best_of_n import BestOfN
+    from synth.synthesize import Synthesize
+
+    kept: list[VllmSession] = []
+
+    class Kept(Vllm):
+        """Opens once; leaving a session leaves it open."""
+
+        def open(self, model: str, *, adapters: Sequence[str] = ()) -> Any:
+            if not kept:
+                kept.append(super().open(model, adapters=adapters))
+                kept[0].close = lambda: None  # type: ignore[method-assign]
+            return kept[0]
+
+    engine = Kept()
+    session: Session = engine.open("smollm2")
+    assert isinstance(session, VllmSession)
+
+    def work(path: Path) -> int:
+        recipe = BestOfN(n=2, max_new_tokens=MAX_NEW_TOKENS)
+        with tempfile.TemporaryDirectory() as folder:
+            job = Synthesize(prompts=File(path=path), recipe=recipe, engine=engine)
+            done = job.run(Path(folder) / "run", quiet=True)
+        session._engine.reset_prefix_cache()  # noqa: SLF001
+        return done.manifest["tokens"]["generated"]
+
+    _serve(pipe, work)
+
+
+def _serve(pipe: Connection, work: Callable[[Path], int]) -> None:
+    pipe.send("ready")
+    while (path := pipe.recv()) is not None:
+        started = time.perf_counter()
+        tokens = work(path)
+        pipe.send((time.perf_counter() - started, tokens))
+
+
+def compare_engine() -> None:
+    """Print the ratio of wall times, round by round."""
+    from eval.tasks.constraints import Constraints
+
+    spawn = mp.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "prompts.jsonl"
+        prompts = [item.model_dump_json() for item in Constraints(count=NUM_PROMPTS).prompts("train")]
+        path.write_text("\n".join(prompts) + "\n")
+        pipes: dict[str, Connection] = {}
+        children: list[Any] = []
+        for name, target in (("bare", serve_bare), ("synth", serve_synth)):
+            pipes[name], there = spawn.Pipe()
+            children.append(spawn.Process(target=target, args=(there,), daemon=True))
+            children[-1].start()
+            assert pipes[name].recv() == "ready"
+        times: dict[str, list[float]] = {"bare": [], "synth": []}
+        tokens: set[int] = set()
+        for number in range(ROUNDS + 1):  # the first round warms up and is not counted
+            for name in ("bare", "synth") if number % 2 else ("synth", "bare"):
+                pipes[name].send(path)
+                seconds, count = pipes[name].recv()
+                tokens.add(count)
+                if number:
+                    times[name].append(seconds)
+        for pipe in pipes.values():
+            pipe.send(None)
+        for child in children:
+            child.join(30)
+    ratios = sorted(ours / bare for ours, bare in zip(times["synth"], times["bare"], strict=True))
+    print(f"requests {2 * NUM_PROMPTS}, tokens {sorted(tokens)}")
+    for name, found in times.items():
+        print(f"{name}: median {statistics.median(found):.2f} s, {min(found):.2f} to {max(found):.2f}")
+    print(f"synth / bare: median {statistics.median(ratios):.3f}, {ratios[0]:.3f} to {ratios[-1]:.3f}")
+    print(f"minimum / minimum: {min(times['synth']) / min(times['bare']):.3f}")
+
+
+def book(count: int, pipe: Connection) -> None:
+    """Synthesise `count` prompts with the scripted engine on one core; send seconds and peak memory in MB."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    from decode.engines.scripted import Scripted
+    from eval.scorers.verifiable import Verifiable
+    from synth.filters.length_only import LengthOnly
+    from synth.prompts.file import File
+    from synth.recipes.best_of_n import BestOfN
+    from synth.synthesize import Synthesize
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "prompts.jsonl"
+        reference = {"constraints": [{"kind": "include_word", "word": "river"}]}
+        with path.open("w") as stream:
+            for number in range(count):
+                stream.write(json.dumps({"prompt": f"Write about place {number}.", "reference": reference}) + "\n")
+        started, cpu = time.perf_counter(), time.process_time()
+        done = Synthesize(
+            prompts=File(path=path),
+            engine=Scripted(replies=("A river runs past {prompt}", "A hill stands over {prompt}")),
+            recipe=BestOfN(n=2),
+            scorer=Verifiable(),
+            filters=(LengthOnly(),),
+        ).run(Path(folder) / "run", quiet=True)
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+        assert done.manifest["counts"]["pairs"] == count, done.manifest["counts"]
+    pipe.send((seconds, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+
+
+def measure_bookkeeping(sizes: Sequence[int]) -> None:
+    """Print records a second and peak memory for each size."""
+    spawn = mp.get_context("spawn")
+    for size in sizes:
+        here, there = spawn.Pipe()
+        child = spawn.Process(target=book, args=(size, there))
+        child.start()
+        seconds, cpu, peak_mb = here.recv()
+        child.join()
+        print(f"{size:>9,} prompts: {size / seconds:,.0f} a second ({cpu:.1f} CPU s), peak {peak_mb:.0f} MB", flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["engine"]:
+        compare_engine()
+    elif sys.argv[1:2] == ["bookkeeping"]:
+        measure_bookkeeping([int(size) for size in sys.argv[2:]] or [100_000, 1_000_000])
+    else:
+        sys.exit(__doc__)
