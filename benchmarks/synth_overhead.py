@@ -30,7 +30,7 @@ def serve_bare(pipe: Connection) -> None:
     from counterfoil.models import find_model
     from counterfoil.records import Prompt
     from decode.chat import encode_prompt, load_tokenizer
-    from decode.engines.vllm import Vllm, _prepare_environment, _sampling_params  # noqa: PLC2701
+    from decode.engines.vllm import Vllm, _prepare_environment, _sampling_params
     from decode.generate import draw_seed
     from synth.recipes.best_of_n import BestOfN
 
@@ -61,7 +61,7 @@ def serve_synth(pipe: Connection) -> None:
     """Answer with counterfoil synth over an engine that is open already."""
     from decode.engine import Session
     from decode.engines.vllm import Vllm, VllmSession
-    from synth.prompts.file import File
+    from eval.tasks.file import File
     from synth.recipes.best_of_n import BestOfN
     from synth.synthesize import Synthesize
 
@@ -83,9 +83,9 @@ def serve_synth(pipe: Connection) -> None:
     def work(path: Path) -> int:
         recipe = BestOfN(n=2, max_new_tokens=MAX_NEW_TOKENS)
         with tempfile.TemporaryDirectory() as folder:
-            job = Synthesize(prompts=File(path=path), recipe=recipe, engine=engine)
+            job = Synthesize(task=File(path=path), recipe=recipe, engine=engine)
             done = job.run(Path(folder) / "run", quiet=True)
-        session._engine.reset_prefix_cache()  # noqa: SLF001
+        session._engine.reset_prefix_cache()
         return done.manifest["tokens"]["generated"]
 
     _serve(pipe, work)
@@ -141,9 +141,8 @@ def book(count: int, pipe: Connection) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     from decode.engines.scripted import Scripted
-    from eval.scorers.verifiable import Verifiable
+    from eval.tasks.file import File
     from synth.filters.length_only import LengthOnly
-    from synth.prompts.file import File
     from synth.recipes.best_of_n import BestOfN
     from synth.synthesize import Synthesize
 
@@ -155,10 +154,9 @@ def book(count: int, pipe: Connection) -> None:
                 stream.write(json.dumps({"prompt": f"Write about place {number}.", "reference": reference}) + "\n")
         started, cpu = time.perf_counter(), time.process_time()
         done = Synthesize(
-            prompts=File(path=path),
+            task=File(path=path),
             engine=Scripted(replies=("A river runs past {prompt}", "A hill stands over {prompt}")),
             recipe=BestOfN(n=2),
-            scorer=Verifiable(),
             filters=(LengthOnly(),),
         ).run(Path(folder) / "run", quiet=True)
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
@@ -175,7 +173,9 @@ def measure_bookkeeping(sizes: Sequence[int]) -> None:
         child.start()
         seconds, cpu, peak_mb = here.recv()
         child.join()
-        print(f"{size:>9,} prompts: {size / seconds:,.0f} a second ({cpu:.1f} CPU s), peak {peak_mb:.0f} MB", flush=True)
+        print(
+            f"{size:>9,} prompts: {size / seconds:,.0f} a second ({cpu:.1f} CPU s), peak {peak_mb:.0f} MB", flush=True
+        )
 
 
 if __name__ == "__main__":

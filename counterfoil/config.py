@@ -129,7 +129,7 @@ def dump(value: Any) -> Any:
         if isinstance(value, Choice):
             module = type(value).__module__
             family = next(cls for cls in type(value).__mro__ if "FOLDER" in cls.__dict__)
-            named["name"] = module.removeprefix(f"{getattr(family, 'FOLDER')}.")
+            named["name"] = module.removeprefix(f"{family.FOLDER}.")
         return named | {key: dump(getattr(value, key)) for key in type(value).model_fields}
     if isinstance(value, Mapping):
         return {str(key): dump(item) for key, item in value.items()}
@@ -226,10 +226,21 @@ def find_config(name: str, folder: str) -> Path:
     raise ConfigError(f"config {name!r}", given="not found", allowed=", ".join(sorted(known)) or "none", do=do)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML lets a later key replace an earlier one of its name without a word; here that is an error."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping. Raises ConfigError for broken YAML, or for anything but a mapping."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except yaml.YAMLError as error:
         raise ConfigError(str(path), given=str(error).replace("\n", " "), allowed="YAML", do="Mend it.") from error
     except UnicodeDecodeError as error:

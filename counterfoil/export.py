@@ -49,7 +49,10 @@ def export_run(folder: Path, manifest: dict[str, Any], *, kind: str, to: Path) -
     source = next((folder / name for name in ("pairs.jsonl", "completions.jsonl") if (folder / name).is_file()), None)
     if source is None or source.stat().st_size == 0:
         raise InputError(
-            str(folder), given="a run without pairs or completions", allowed="a synth or decode run", do="Export another."
+            str(folder),
+            given="a run without pairs or completions",
+            allowed="a synth or decode run",
+            do="Export another.",
         )
     from datasets import Dataset
 

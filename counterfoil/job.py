@@ -17,7 +17,7 @@ import os
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -96,16 +96,17 @@ class Run:
 
     def settle(self, *, ok: bool) -> None:
         """Let the outputs appear (`ok`), or remove what was written of them."""
-        for stack, _ in self._outputs.values():
-            if ok:
-                stack.close()
-            else:
-                with contextlib.suppress(_Unfinished):
-                    stack.__exit__(_Unfinished, _Unfinished(), None)
-        self._outputs.clear()
+        try:
+            while ok and self._outputs:
+                self.close_output(next(iter(self._outputs)))
+        finally:
+            for stack, _ in self._outputs.values():
+                with contextlib.suppress(_UnfinishedError, OSError):
+                    stack.__exit__(_UnfinishedError, _UnfinishedError(), None)
+            self._outputs.clear()
 
 
-class _Unfinished(Exception):
+class _UnfinishedError(Exception):
     """Tells an output that its work did not end well."""
 
 
@@ -168,11 +169,10 @@ class Job(Config):
             self.work(run)
             ok = True
         finally:
-            run.settle(ok=ok)
-            run.progress.close()
-            seconds = float(run.store.get("run", "seconds") or 0) + time.monotonic() - clock
-            run.store.put("run", "seconds", str(seconds))
-            run.store.close()
+            with contextlib.closing(run.store), contextlib.closing(progress):
+                run.settle(ok=ok)
+                seconds = float(run.store.get("run", "seconds") or 0) + time.monotonic() - clock
+                run.store.put("run", "seconds", str(seconds))
         manifest = {
             "job": type(self).__name__.lower(),
             "state": "done",
@@ -295,7 +295,7 @@ def _make_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> Generator[None]:
     """Hold the folder for this process; the system lets go of it however the process ends."""
     with (path / ".lock").open("w") as stream:
         try:

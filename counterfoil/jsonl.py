@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
@@ -83,7 +83,7 @@ def _dropped(line: str, number: int, reason: str, detail: str) -> Dropped:
 
 
 @contextlib.contextmanager
-def open_atomic(path: Path) -> Iterator[IO[str]]:
+def open_atomic(path: Path) -> Generator[IO[str]]:
     """Open `path` for writing; it appears, whole and flushed to disk, only when the block ends without an error."""
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -101,12 +101,3 @@ def write_json(path: Path, value: Any) -> None:
     with open_atomic(path) as stream:
         json.dump(value, stream, indent=2, ensure_ascii=False)
         stream.write("\n")
-
-
-def write_records(path: Path, records: Iterable[Record]) -> int:
-    """Write records as JSONL, whole or not at all; return how many."""
-    count = 0
-    with open_atomic(path) as stream:
-        for count, record in enumerate(records, 1):
-            stream.write(record.model_dump_json() + "\n")
-    return count

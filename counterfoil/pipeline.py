@@ -147,7 +147,7 @@ def _run_apart(command: list[str], folder: Path, *, label: str) -> None:
         "--parent",
         str(os.getpid()),
     ]
-    child = subprocess.Popen(words)
+    child = subprocess.Popen(words)  # noqa: S603  (our own command line, no shell)
     try:
         code = child.wait()
     except BaseException:

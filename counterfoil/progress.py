@@ -3,9 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,7 @@ class Progress:
             self._live.start()
 
     @contextmanager
-    def stage(self, name: str, *, total: int | None, already: int = 0) -> "Iterator[Stage]":
+    def stage(self, name: str, *, total: int | None, already: int = 0) -> Generator[Stage]:
         """Open a stage; `already` of its `total` were done before this process began."""
         stage = Stage(self, name, total, already)
         if already:
@@ -147,8 +146,8 @@ def _make_live() -> Any:
 
     class Left(ProgressColumn):
         def render(self, task: Any) -> Text:
-            left: timedelta | float | None = task.time_remaining
-            return Text("" if left is None else f"{show_seconds(float(left))} left", style="cyan")
+            left: float | None = task.time_remaining
+            return Text("" if left is None else f"{show_seconds(left)} left", style="cyan")
 
     return RichProgress(
         TextColumn("{task.description}"),

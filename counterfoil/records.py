@@ -56,7 +56,7 @@ class Prompt(Record):
         tags: dict[str, str] | None = None,
     ) -> Self:
         """Build a prompt with its id. A string becomes one user message. Tags are no part of the id."""
-        turns = ({"role": "user", "content": messages},) if isinstance(messages, str) else tuple(messages)
+        turns = (Message(role="user", content=messages),) if isinstance(messages, str) else tuple(messages)
         reference = reference or {}
         return cls(id=content_id(turns, reference), messages=turns, reference=reference, tags=tags or {})
 

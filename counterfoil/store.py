@@ -4,6 +4,7 @@ One table: (stage, key, value). A finished record is committed when it lands: it
 system holds the write) and a loss of power up to the last checkpoint of the write-ahead log.
 """
 
+import errno
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ class Store:
                 "(stage TEXT, key TEXT, value TEXT, PRIMARY KEY (stage, key)) WITHOUT ROWID"
             )
         except sqlite3.DatabaseError as error:
+            _refuse_full(error)
             raise RunError(
                 str(path), given=str(error), allowed="a run's state file", do="Delete the run folder and run again."
             ) from error
@@ -35,8 +37,7 @@ class Store:
         try:
             self._db.execute("INSERT OR REPLACE INTO finished VALUES (?, ?, ?)", (stage, key, value))
         except sqlite3.OperationalError as error:
-            if "full" in str(error) or "disk I/O" in str(error):
-                raise OSError(28, str(error)) from error
+            _refuse_full(error)
             raise
 
     def get(self, stage: str, key: str) -> str | None:
@@ -69,3 +70,9 @@ class Store:
     def close(self) -> None:
         """Close the file; its write-ahead log is folded in."""
         self._db.close()
+
+
+def _refuse_full(error: sqlite3.Error) -> None:
+    """Raise OSError where the disk is full: SQLite says so in one of two ways."""
+    if "full" in str(error) or "disk I/O" in str(error):
+        raise OSError(errno.ENOSPC, str(error)) from error

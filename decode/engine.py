@@ -24,17 +24,17 @@ __all__ = ["Engine", "Given", "GivenLogprobs", "Request", "Result", "Sampling", 
 class Sampling(Config):
     """How the next token is drawn."""
 
-    temperature: float = Field(0.0, ge=0)
+    temperature: float = Field(default=0.0, ge=0)
     """0 is greedy."""
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(default=1.0, gt=0, le=1)
     """Keep the likeliest tokens that hold this share of the probability. Sorts the vocabulary: slow on a CPU."""
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(default=0, ge=0)
     """Keep this many of the likeliest tokens; 0 keeps all."""
-    min_p: float = Field(0.0, ge=0, le=1)
+    min_p: float = Field(default=0.0, ge=0, le=1)
     """Keep tokens at least this likely relative to the likeliest."""
-    max_new_tokens: int = Field(256, ge=1)
+    max_new_tokens: int = Field(default=256, ge=1)
     """Cut an answer off after this many tokens."""
-    n: int = Field(1, ge=1)
+    n: int = Field(default=1, ge=1)
     """Samples a prompt."""
     seed: int | None = 0
     """Fixes the draws of a request; None leaves them to the engine."""

@@ -45,7 +45,7 @@ class Evaluate(Job):
     """Greedy by default."""
     plain_text: bool = True
     """Also measure the log-probability of plain prose."""
-    level: float = Field(0.95, gt=0, lt=1)
+    level: float = Field(default=0.95, gt=0, lt=1)
     """Of the intervals."""
     seed: int = 0
     """Of draws, if any, and of the resampling."""
@@ -101,13 +101,15 @@ class Evaluate(Job):
         if run.store.count(f"prose {name}") == len(PASSAGES):
             return
         given = [Given(content_id(text), "", text, adapter) for text in PASSAGES]
-        with self.engine.open(self.model, adapters=[adapter] if adapter else []) as session:
-            with run.progress.stage(f"{name}: plain text", total=len(given)) as shown:
-                for result in session.logprobs(given):
-                    if result.token_logprobs:
-                        mean = sum(result.token_logprobs) / len(result.token_logprobs)
-                        run.store.put(f"prose {name}", result.id, repr(mean))
-                    shown.advance()
+        with (
+            self.engine.open(self.model, adapters=[adapter] if adapter else []) as session,
+            run.progress.stage(f"{name}: plain text", total=len(given)) as shown,
+        ):
+            for result in session.logprobs(given):
+                if result.token_logprobs:
+                    mean = sum(result.token_logprobs) / len(result.token_logprobs)
+                    run.store.put(f"prose {name}", result.id, repr(mean))
+                shown.advance()
 
     def _judge(self, run: Run, prompt: Prompt, sides: dict[str, str | None], score: Any) -> dict[str, Any] | None:
         row: dict[str, Any] = {

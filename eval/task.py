@@ -1,4 +1,7 @@
-"""Task (family): where prompts and their references come from, and which scorer applies."""
+"""Task (family): where prompts and their references come from, and which scorer applies.
+
+Synthesis and training see the split `train` alone, evaluation the split `heldout` alone.
+"""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -21,6 +24,10 @@ class Task(Choice):
     @abstractmethod
     def prompts(self, split: Split) -> Iterator[Prompt | Dropped]:
         """Yield the prompts of a split in a fixed order; the same task yields the same prompts every time."""
+
+    @abstractmethod
+    def size(self, split: Split) -> int | None:
+        """Return how many prompts a split has, at most, where that is cheap to know."""
 
     @abstractmethod
     def scorer(self) -> Scorer:

@@ -19,14 +19,13 @@ from decode.engine import Engine, Request, require
 from decode.engines.vllm import Vllm
 from decode.generate import ask, draw_seed, read_answer
 from eval.scorer import Scorer
-from eval.scorers.verifiable import Verifiable
+from eval.task import Task
+from eval.tasks.constraints import Constraints
 from synth.filter import Filter
 from synth.filters.length_only import LengthOnly
 from synth.filters.near_duplicate import NearDuplicate
-from synth.prompts.task import Task
 from synth.recipe import Candidate, Recipe
 from synth.recipes.best_of_n import BestOfN
-from synth.source import Source
 
 __all__ = ["Synthesize"]
 
@@ -36,16 +35,16 @@ class Synthesize(Job):
 
     VERB: ClassVar[str] = "synth"
 
-    prompts: Source = Task()
-    """Where the prompts come from."""
+    task: Task = Constraints()
+    """Where the prompts come from: its training split."""
     model: str = "smollm2"
     """A name, a folder, a GGUF file or a hub id."""
     engine: Engine = Vllm()
     """What runs the model."""
     recipe: Recipe = BestOfN()
     """How contrasts are made."""
-    scorer: Scorer = Verifiable()
-    """What tells a good answer from a bad one."""
+    scorer: Scorer | None = None
+    """What tells a good answer from a bad one; None takes the task's own."""
     filters: tuple[Filter, ...] = (NearDuplicate(), LengthOnly())
     """What a pair must pass, in this order."""
     seed: int = 0
@@ -60,18 +59,19 @@ class Synthesize(Job):
         run.facts["seeds"] = {"seed": self.seed}
         run.open_output("dropped.jsonl")
         requests = (self._request(prompt) for prompt in self._unique(run))
-        ask(run, self.engine, self.model, lambda: requests, total=self.prompts.size())
+        ask(run, self.engine, self.model, lambda: requests, total=self.task.size("train"))
         for _ in requests:  # where nothing was left to ask, the prompts were not all walked
             pass
         prompts = run.close_output("prompts.jsonl")
         for name in ("completions.jsonl", "scores.jsonl", "pairs.jsonl"):
             run.open_output(name)
         judges = [item.open() for item in self.filters]
+        scorer = self.scorer or self.task.scorer()
         counts: Counter[str] = Counter()
         with run.progress.stage("contrast", total=counts["prompts"] or run.counts["prompts"]) as shown:
             for prompt in read_jsonl(prompts, Prompt, where="prompts"):
                 assert isinstance(prompt, Prompt)
-                self._contrast(run, prompt, judges, counts)
+                self._contrast(run, prompt, scorer, judges, counts)
                 shown.advance()
         run.counts |= {"completions": counts["completions"], "pairs": counts["pairs"], "kept": counts["pairs"]}
         run.tokens |= {"prompt": counts["prompt_tokens"], "generated": counts["tokens"]}
@@ -85,7 +85,7 @@ class Synthesize(Job):
         run.open_output("prompts.jsonl")
         seen = run.store.open_set("prompts")
         run.counts |= {"read": 0, "prompts": 0}
-        for item in self.prompts.read():
+        for item in self.task.prompts("train"):
             run.counts["read"] += 1
             if isinstance(item, Dropped):
                 run.drop(item)
@@ -101,7 +101,12 @@ class Synthesize(Job):
         return Request(prompt.id, prompt.messages, sampling)
 
     def _contrast(
-        self, run: Run, prompt: Prompt, judges: list[Callable[[Pair], Dropped | None]], counts: Counter[str]
+        self,
+        run: Run,
+        prompt: Prompt,
+        scorer: Scorer,
+        judges: list[Callable[[Pair], Dropped | None]],
+        counts: Counter[str],
     ) -> None:
         answer = read_answer(run, self.engine, self.model, self._request(prompt))
         if isinstance(answer, Dropped):
@@ -110,7 +115,7 @@ class Synthesize(Job):
             return
         candidates: list[Candidate] = []
         for completion in answer:
-            score = self.scorer.score(prompt, completion)
+            score = scorer.score(prompt, completion)
             run.write("completions.jsonl", completion)
             run.write("scores.jsonl", score)
             candidates.append(Candidate(completion, score.value))

@@ -41,7 +41,9 @@ def vllm_session(adapter: Path) -> Iterator[Session]:
     """Start vLLM in this process, once, in float32 and ready for the adapter."""
     from decode.engines.vllm import Vllm
 
-    with Vllm(max_model_len=1024, max_num_seqs=64, kv_cache_gib=0.5).open("smollm2", adapters=[str(adapter)]) as session:
+    with Vllm(max_model_len=1024, max_num_seqs=64, kv_cache_gib=0.5).open(
+        "smollm2", adapters=[str(adapter)]
+    ) as session:
         yield session
 
 

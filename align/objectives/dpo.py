@@ -21,11 +21,11 @@ class Dpo(Objective):
 
     needs_reference: ClassVar[bool] = True
 
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(default=0.1, gt=0)
     """How strongly the policy is held to the reference (the paper's beta)."""
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Share of pairs taken to be the wrong way round."""
-    sft_weight: float = Field(0.0, ge=0)
+    sft_weight: float = Field(default=0.0, ge=0)
     """Weight of the chosen answer's negative log-likelihood; 0 is plain DPO."""
 
     def trainer_settings(self) -> dict[str, Any]:

@@ -33,9 +33,9 @@ class Hf(Engine):
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto` is bfloat16 on a GPU and float32 on a CPU."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     """Rows computed at a time."""
-    max_model_len: int = Field(2048, ge=16)
+    max_model_len: int = Field(default=2048, ge=16)
     """Tokens of prompt and answer together."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """`auto` takes a GPU where there is one."""
@@ -152,7 +152,9 @@ class HfSession(Session):
                 stopping_criteria=StoppingCriteriaList([stop]),
             )
         new_BT = out_BT[:, longest:].tolist()
-        return [self._finish(row, new, draw.logprobs(at)) for at, (row, new) in enumerate(zip(rows, new_BT, strict=True))]
+        return [
+            self._finish(row, new, draw.logprobs(at)) for at, (row, new) in enumerate(zip(rows, new_BT, strict=True))
+        ]
 
     def _finish(self, row: _Row, new: list[int], logprobs: list[float]) -> Completion:
         """Cut a row at its first end-of-sequence token or stop string."""

@@ -40,17 +40,17 @@ class OpenaiApi(Engine):
     """Address up to and with `/v1`."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key. The key itself is read for each request and kept nowhere."""
-    max_in_flight: int = Field(64, ge=1)
+    max_in_flight: int = Field(default=64, ge=1)
     """Requests that the server has at a time."""
-    timeout_s: float = Field(120, gt=0)
+    timeout_s: float = Field(default=120, gt=0)
     """For one try, from connecting to the last byte."""
-    retries: int = Field(6, ge=0)
+    retries: int = Field(default=6, ge=0)
     """Tries after the first: on 408, 429, 5xx, timeouts, dropped connections, cut-off or broken bodies."""
-    backoff_s: float = Field(0.5, ge=0)
+    backoff_s: float = Field(default=0.5, ge=0)
     """The first wait is drawn between 0 and this; the bound doubles with each try. A Retry-After is waited out."""
-    max_backoff_s: float = Field(30, ge=0)
+    max_backoff_s: float = Field(default=30, ge=0)
     """Where the doubling stops."""
-    deadline_s: float = Field(600, gt=0)
+    deadline_s: float = Field(default=600, gt=0)
     """For all tries and waits of a request together; then it fails."""
 
     @field_validator("base_url")

@@ -34,9 +34,9 @@ class Scripted(Engine):
     """JSONL of `{"when": text in the prompt, "replies": [...]}`; the first that fits is used, else `replies`."""
     fail_when: str = ""
     """A prompt that holds this text fails; empty for none."""
-    latency_s: float = Field(0.0, ge=0)
+    latency_s: float = Field(default=0.0, ge=0)
     """Wait this long before each result."""
-    logprob_nats: float = Field(-1.0, le=0)
+    logprob_nats: float = Field(default=-1.0, le=0)
     """Log-probability of every token."""
 
     def open(self, model: str, *, adapters: Sequence[str] = ()) -> "ScriptedSession":

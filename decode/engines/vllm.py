@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from counterfoil.errors import EngineError
+from counterfoil.models import find_model, fingerprint_model
 from counterfoil.records import Completion
 from decode.chat import encode_prompt, encode_text, load_tokenizer
 from decode.engine import Engine, Given, GivenLogprobs, Request, Result, Sampling, Session
-from counterfoil.models import find_model, fingerprint_model
 
 __all__ = ["Vllm"]
 
@@ -32,17 +32,17 @@ class Vllm(Engine):
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto` is the model's own on a GPU and float32 on a CPU (bfloat16 without AVX-512 is slower than a crawl)."""
-    max_model_len: int = Field(2048, ge=16)
+    max_model_len: int = Field(default=2048, ge=16)
     """Tokens of prompt and answer together."""
-    max_num_seqs: int = Field(128, ge=1)
+    max_num_seqs: int = Field(default=128, ge=1)
     """Answers decoded at a time."""
-    kv_cache_gib: float = Field(1.0, gt=0)
+    kv_cache_gib: float = Field(default=1.0, gt=0)
     """Memory for keys and values on a CPU; a GPU takes what is free."""
     seed: int = 0
     """Of the engine, for requests without a seed of their own."""
     enforce_eager: bool = True
     """No compilation: starts faster; set to false for long runs on a GPU."""
-    tensor_parallel_size: int = Field(1, ge=1)
+    tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs that share one model."""
 
     def open(self, model: str, *, adapters: Sequence[str] = ()) -> "VllmSession":

@@ -64,16 +64,22 @@ class Constraints(Task):
     max_constraints: int = Field(default=2, ge=1, le=2)
     """Constraints that a prompt has at the most."""
 
+    leave_out: tuple[str, ...] = ()
+    """Kinds of constraints that are not drawn: those that a model never meets teach it nothing, and cost as much."""
+
     @model_validator(mode="after")
     def check_range(self) -> Self:
-        """Refuse a range without a number in it."""
+        """Refuse a range without a number in it, and kinds that are none."""
+        if unknown := sorted(set(self.leave_out) - set(KINDS)):
+            raise ValueError(f"leave_out names no kind: {', '.join(unknown)}; kinds: {', '.join(sorted(KINDS))}")
         if self.min_constraints > self.max_constraints:
             raise ValueError(f"min_constraints {self.min_constraints} is above max_constraints {self.max_constraints}")
         return self
 
     def prompts(self, split: Split) -> Iterator[Prompt]:
         """Yield `count` prompts of a split. Raises InputError where so many different ones cannot be drawn."""
-        combinations = _by_kind(range(self.min_constraints, self.max_constraints + 1), split)
+        sizes = range(self.min_constraints, self.max_constraints + 1)
+        combinations = _by_kind(sizes, split, without=frozenset(self.leave_out))
         rng = Random(f"constraints/{split}/{self.seed}/{self.min_constraints}/{self.max_constraints}")
         seen: set[str] = set()
         failed = 0
@@ -93,16 +99,20 @@ class Constraints(Task):
                     do="Lower count, or widen min_constraints and max_constraints.",
                 )
 
+    def size(self, split: Split) -> int:
+        """Return `count`, for either split."""
+        return self.count
+
     def scorer(self) -> Verifiable:
         """Return the scorer that checks the constraints."""
         return Verifiable()
 
 
-def _by_kind(sizes: Iterable[int], split: Split) -> dict[str, list[list[Names]]]:
+def _by_kind(sizes: Iterable[int], split: Split, *, without: frozenset[str]) -> dict[str, list[list[Names]]]:
     """Map each kind to the split's combinations that have it, a list a size; a kind without any is left out."""
     found: dict[str, dict[int, list[Names]]] = {}
     for names in (names for size in sizes for names in list_combinations(size) if assign_split(names) == split):
-        for name in names:
+        for name in names if without.isdisjoint(names) else ():
             found.setdefault(name, {}).setdefault(len(names), []).append(names)
     return {name: list(by_size.values()) for name, by_size in sorted(found.items())}
 

@@ -14,7 +14,7 @@ __all__ = ["LengthOnly"]
 class LengthOnly(Filter):
     """Keeps length itself from being the lesson."""
 
-    similarity: float = Field(0.95, gt=0, le=1)
+    similarity: float = Field(default=0.95, gt=0, le=1)
     """Normalised indel similarity of the shorter answer to as much of the longer one."""
 
     def open(self) -> Callable[[Pair], Dropped | None]:

@@ -14,7 +14,7 @@ __all__ = ["NearDuplicate"]
 class NearDuplicate(Filter):
     """Answers too alike teach noise; repeated pairs teach one thing too often."""
 
-    similarity: float = Field(0.9, gt=0, le=1)
+    similarity: float = Field(default=0.9, gt=0, le=1)
     """Normalised indel similarity (1 is equal) from which two answers count as the same."""
     across_pairs: bool = True
     """Also drop a pair whose chosen answer was chosen before; remembers 8 bytes of hash a pair."""

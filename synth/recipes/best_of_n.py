@@ -23,17 +23,17 @@ class BestOfN(Recipe):
 
     needs: ClassVar[frozenset[str]] = frozenset({"chat", "n", "seed"})
 
-    n: int = Field(8, ge=2)
+    n: int = Field(default=8, ge=2)
     """Samples a prompt."""
-    temperature: float = Field(0.9, gt=0)
+    temperature: float = Field(default=0.9, gt=0)
     """Of the samples; 0 would make them all alike."""
-    min_p: float = Field(0.05, ge=0, le=1)
+    min_p: float = Field(default=0.05, ge=0, le=1)
     """Keeps the tail of the distribution out; costs nothing on a CPU, unlike top-p."""
-    max_new_tokens: int = Field(128, ge=1)
+    max_new_tokens: int = Field(default=128, ge=1)
     """Cut an answer off after this many tokens."""
-    margin: float = Field(0.5, gt=0)
+    margin: float = Field(default=0.5, gt=0)
     """Smallest difference of scores that makes a pair."""
-    max_pairs: int = Field(1, ge=1)
+    max_pairs: int = Field(default=1, ge=1)
     """Pairs a prompt, at most."""
 
     def sampling(self) -> Sampling:
