@@ -124,8 +124,9 @@ class Train(Job):
         import torch
         from datasets import Dataset
         from peft import LoraConfig
-        from transformers import AutoModelForCausalLM, set_seed
-        from trl import DPOConfig, DPOTrainer
+        from transformers import AutoModelForCausalLM, PrinterCallback, set_seed
+        from trl.trainer.dpo_config import DPOConfig
+        from trl.trainer.dpo_trainer import DPOTrainer
 
         from decode.chat import load_tokenizer
 
@@ -144,7 +145,8 @@ class Train(Job):
             gradient_accumulation_steps=self.accumulate,
             max_grad_norm=self.max_grad_norm,
             max_length=None,
-            precompute_ref_log_probs=self.objective.needs_reference,
+            # Over one pass the reference's forward costs the same inside the step; over several it is computed once.
+            precompute_ref_log_probs=self.objective.needs_reference and self.epochs > 1,
             gradient_checkpointing=self.gradient_checkpointing,
             bf16=half,
             logging_steps=1,
@@ -165,15 +167,14 @@ class Train(Job):
             target_modules=targets,
             task_type="CAUSAL_LM",
         )
-        with run.progress.stage("reference", total=len(rows)) as stage:
-            trainer = DPOTrainer(
-                model=model,
-                args=settings,
-                train_dataset=Dataset.from_list(rows),
-                processing_class=load_tokenizer(str(folder)),
-                peft_config=adapter,
-            )
-            stage.advance(len(rows))
+        trainer = DPOTrainer(
+            model=model,
+            args=settings,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=load_tokenizer(str(folder)),
+            peft_config=adapter,
+        )
+        trainer.remove_callback(PrinterCallback)
         return trainer
 
     def _save(self, run: Run, trainer: Any) -> None:
@@ -243,9 +244,10 @@ def _score_completions_only() -> None:
     Elsewhere it scores prompts and padding as well and throws them away: the same loss at 1.7 times a step's cost here.
     This goes when TRL does it on a CPU.
     """
-    from trl.trainer import utils
+    import trl.trainer.utils
 
-    utils._use_triton = lambda device: True  # pyright: ignore[reportPrivateUsage]  # noqa: ARG005, SLF001
+    utils: Any = trl.trainer.utils
+    utils._use_triton = lambda device: True  # noqa: ARG005
 
 
 def _silence() -> None:

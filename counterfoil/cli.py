@@ -63,7 +63,12 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code: 0 done, 2 a user's mistake, 130 interrupted, 1 anything else."""
-    options = _make_parser().parse_args(arguments)
+    parser = _make_parser()
+    options, late = parser.parse_known_args(arguments)  # argparse does not take key=value after an option
+    if late and ("overrides" not in options or any(text.startswith("-") for text in late)):
+        parser.error(f"unrecognized arguments: {' '.join(late)}")
+    if late:
+        options.overrides = [*options.overrides, *late]
     from counterfoil.errors import CounterfoilError
 
     try:

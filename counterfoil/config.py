@@ -15,7 +15,7 @@ import json
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeGuard, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -30,6 +30,10 @@ __all__ = [
 ]  # fmt: skip
 
 
+def _is_mapping(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping)
+
+
 class Config(BaseModel):
     """Frozen, typed; an unknown key is refused with the name that was probably meant."""
 
@@ -39,10 +43,10 @@ class Config(BaseModel):
     @classmethod
     def refuse_unknown(cls, value: Any) -> Any:
         """Raise for the first key that is no field."""
-        if isinstance(value, Mapping):
+        if _is_mapping(value):
             for key in value:
                 if key not in cls.model_fields:
-                    raise _unknown(str(key), cls)
+                    raise _unknown(key, cls)
         return value
 
 
@@ -73,7 +77,7 @@ class Choice(Config):
             return handler(value)
         if isinstance(value, str):
             value = {"name": value}
-        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        if not _is_mapping(value) or not isinstance(value.get("name"), str):
             raise PydanticCustomError(
                 "no_name", "no name given", {"allowed": _names(cls), "do": "Give the name of one: `name: ...`."}
             )
@@ -128,15 +132,16 @@ def dump(value: Any) -> Any:
         named: dict[str, Any] = {}
         if isinstance(value, Choice):
             module = type(value).__module__
-            family = next(cls for cls in type(value).__mro__ if "FOLDER" in cls.__dict__)
+            family = next(cls for cls in type(value).__mro__ if issubclass(cls, Choice) and "FOLDER" in cls.__dict__)
             named["name"] = module.removeprefix(f"{family.FOLDER}.")
         return named | {key: dump(getattr(value, key)) for key in type(value).model_fields}
-    if isinstance(value, Mapping):
+    if _is_mapping(value):
         return {str(key): dump(item) for key, item in value.items()}
     if isinstance(value, str | int | float | bool | None):
         return value
     if isinstance(value, Sequence | frozenset | set):
-        return [dump(item) for item in value]
+        items: list[Any] = list(value)  # pyright: ignore[reportUnknownArgumentType]  (of anything)
+        return [dump(item) for item in items]
     return str(value)
 
 
@@ -188,15 +193,14 @@ def apply_override(values: dict[str, Any], key: str, value: Any, *, cls: type[Co
     if not rest:
         values[head] = value
         return
-    default = cls.model_fields[head].default if cls and head in cls.model_fields else None
-    inside = values.get(head)
-    if isinstance(inside, str):
-        inside = {"name": inside}
-    if not isinstance(inside, dict):
-        inside = dump(default) if isinstance(default, Config) else {}
-    same = isinstance(default, Config) and inside.get("name") == dump(default).get("name")
-    values[head] = dict(inside)
-    apply_override(values[head], rest, value, cls=type(default) if same else None)
+    found: Any = cls.model_fields[head].default if cls and head in cls.model_fields else None
+    default: Config | None = found if isinstance(found, Config) else None
+    given = values.get(head)
+    usual: dict[str, Any] = dump(default) if default is not None else {}
+    inside: dict[str, Any] = dict(given) if _is_mapping(given) else {"name": given} if isinstance(given, str) else usual
+    same = default is not None and inside.get("name") == usual.get("name")
+    values[head] = inside
+    apply_override(inside, rest, value, cls=type(default) if same else None)
 
 
 def _config_root() -> Path:
@@ -247,6 +251,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(str(path), given=str(error), allowed="UTF-8 text", do="Save it as UTF-8.") from error
     if values is None:
         values = {}
-    if not isinstance(values, dict):
+    if not _is_mapping(values):
         raise ConfigError(str(path), given=type(values).__name__, allowed="a mapping", do="Write `key: value` lines.")
-    return values
+    return dict(values)

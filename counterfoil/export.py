@@ -54,10 +54,9 @@ def export_run(folder: Path, manifest: dict[str, Any], *, kind: str, to: Path) -
             allowed="a synth or decode run",
             do="Export another.",
         )
-    from datasets import Dataset
+    from datasets import Dataset  # pyright: ignore[reportMissingTypeStubs]
 
-    rows = Dataset.from_json(str(source), cache_dir=str(to / ".cache"))
-    assert isinstance(rows, Dataset)
+    rows: Any = Dataset.from_json(str(source), cache_dir=str(to / ".cache"))  # pyright: ignore[reportUnknownMemberType]
     data = to / "data" if kind == "hub-folder" else to
     data.mkdir(parents=True, exist_ok=True)
     partial = data / ".train.partial"

@@ -17,12 +17,12 @@ import os
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Annotated, Any, ClassVar
+from typing import IO, Annotated, Any, ClassVar, get_args
 
 from counterfoil.config import Config, dump
 from counterfoil.errors import ConfigError, InputError, RunError
@@ -197,8 +197,13 @@ def _find_inputs(config: Config, prefix: str) -> Iterator[tuple[str, Path]]:
         value = getattr(config, key)
         if isinstance(value, Config):
             yield from _find_inputs(value, f"{prefix}{key}.")
-        elif value is not None and any(isinstance(mark, Input) for mark in item.metadata):
+        elif value is not None and (_has_mark(item.metadata) or _has_mark(get_args(item.annotation))):
             yield f"{prefix}{key}", Path(value)
+
+
+def _has_mark(parts: Iterable[Any]) -> bool:
+    """Say whether Input is among the parts of an annotation: in `InputPath | None` it lies a level deeper."""
+    return any(isinstance(part, Input) or _has_mark(get_args(part)) for part in parts)
 
 
 @dataclass(frozen=True)
@@ -270,7 +275,7 @@ def _check_folder(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None
             raise RunError(str(path), given=given, allowed="a new, empty or own folder", do="Give another --to.")
         return None
     try:
-        before = json.loads(stub.read_text(encoding="utf-8"))
+        before: dict[str, Any] = json.loads(stub.read_text(encoding="utf-8"))
     except json.JSONDecodeError:
         before = {}
     old, new = _without_paths(before) if "config" in before else {}, _without_paths(json.loads(json.dumps(identity)))

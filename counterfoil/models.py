@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from counterfoil.errors import InputError
 
@@ -82,12 +83,14 @@ def _no_model(name: str, given: str) -> InputError:
 
 
 def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
+    import huggingface_hub
     from huggingface_hub.errors import HFValidationError
+
+    hub: Any = huggingface_hub
 
     patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(hub.snapshot_download(name, allow_patterns=patterns))
     except (OSError, ValueError, HFValidationError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise _no_model(name, f"not on this machine, and the hub did not give it ({reason})") from error
@@ -113,13 +116,14 @@ def _convert(gguf: Path) -> Path:
 
 def _write_converted(gguf: Path, folder: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    import transformers
     from transformers.utils import logging
 
+    library: Any = transformers  # untyped where it matters
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = library.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        read = library.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(
             f"model: {gguf}",

@@ -77,7 +77,7 @@ class Pipeline(Job):
 
     def work(self, run: Run) -> None:
         """Run the jobs in order; those that are done are found done."""
-        with run.progress.stage("jobs", total=len(self.jobs)) as shown:
+        with run.progress.stage("jobs", total=len(self.jobs), timed=False) as shown:
             for name in self.jobs:
                 job, config = self.load(name, run.folder)
                 folder = run.folder / name
@@ -94,9 +94,8 @@ class Pipeline(Job):
                 for key, count in manifest["tokens"].items():
                     run.tokens[f"{name} {key}"] = count
                 shown.advance()
-        report = folder / "report.html"
-        if report.is_file():
-            shutil.copyfile(report, run.folder / "report.html")
+                if (folder / "report.html").is_file():
+                    shutil.copyfile(folder / "report.html", run.folder / "report.html")
 
     def load(self, name: str, folder: Path) -> tuple[Job, list[str]]:
         """Return a job, and the command line that makes it; paths into earlier jobs' folders lie under `folder`."""

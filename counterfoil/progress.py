@@ -29,7 +29,8 @@ def show_seconds(seconds: float) -> str:
 class Stage:
     """One stage of a run: something counted, out of a total that may be unknown."""
 
-    def __init__(self, progress: "Progress", name: str, total: int | None, already: int) -> None:
+    def __init__(self, progress: "Progress", name: str, total: int | None, already: int, *, timed: bool) -> None:
+        self._timed = timed
         self._progress, self.name, self.total = progress, name, total
         self.done, self._already = already, already
         self._started = time.monotonic()
@@ -52,7 +53,7 @@ class Stage:
     def _left_s(self) -> float | None:
         """Seconds left at the rate so far in this process; a first few say nothing, where many are in flight."""
         fresh = self.done - self._already
-        if self.total is None or fresh <= 0 or fresh < (self.total - self._already) * TELLING_SHARE:
+        if not self._timed or self.total is None or fresh <= 0 or fresh < (self.total - self._already) * TELLING_SHARE:
             return None
         return (time.monotonic() - self._started) / fresh * max(0, self.total - self.done)
 
@@ -92,9 +93,12 @@ class Progress:
             self._live.start()
 
     @contextmanager
-    def stage(self, name: str, *, total: int | None, already: int = 0) -> Generator[Stage]:
-        """Open a stage; `already` of its `total` were done before this process began."""
-        stage = Stage(self, name, total, already)
+    def stage(self, name: str, *, total: int | None, already: int = 0, timed: bool = True) -> Generator[Stage]:
+        """Open a stage; `already` of its `total` were done before this process began.
+
+        Where its parts differ too much for the first to tell of the last (`timed` is False), no time left is shown.
+        """
+        stage = Stage(self, name, total, already, timed=timed)
         if already:
             self.say(f"{name}: goes on at {already}" + (f" of {total}" if total is not None else ""))
         yield stage

@@ -81,6 +81,7 @@ class Completion(Record):
     @classmethod
     def make(cls, *, prompt_id: str, index: int, text: str, **rest: Any) -> Self:
         """Build a completion with its id, which is of the prompt, the index and the text."""
+        text = text.encode(errors="replace").decode()  # half of a surrogate pair, which a server may send, is no text
         return cls(id=content_id(prompt_id, index, text), prompt_id=prompt_id, index=index, text=text, **rest)
 
 

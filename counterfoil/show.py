@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 from rich.console import Console
@@ -91,7 +91,7 @@ def print_run(folder: Path, manifest: dict[str, Any]) -> None:
     if manifest.get("tokens"):
         table.add_row("tokens", escape(", ".join(f"{key} {value:,}" for key, value in manifest["tokens"].items())))
     for key, value in manifest.get("figures", {}).items():
-        if isinstance(value, dict) and not _is_interval(value):
+        if _is_group(value):
             for inner, number in value.items():
                 table.add_row(escape(f"{key}: {inner.replace('_', ' ')}"), escape(_format(number)))
         else:
@@ -99,6 +99,11 @@ def print_run(folder: Path, manifest: dict[str, Any]) -> None:
     if (folder / "report.html").is_file():
         table.add_row("report", escape(str(folder / "report.html")))
     console.print(table)
+
+
+def _is_group(value: Any) -> TypeGuard[dict[str, Any]]:
+    """Tell the figures of one job of a pipeline from a figure."""
+    return isinstance(value, dict) and not _is_interval(value)
 
 
 def _is_interval(value: Any) -> bool:
@@ -136,7 +141,7 @@ def _describe_run(stub: Path) -> list[str]:
         return [stub.parent.name, "?", "broken", "", "", ""]
     inputs = [f"{key} {Path(fact['path']).name}" for key, fact in identity["inputs"].items()]
     age = show_seconds(time.time() - stub.stat().st_mtime)
-    figures = manifest["figures"] if manifest else {}
+    figures: dict[str, Any] = manifest["figures"] if manifest else {}
     return [
         stub.parent.name,
         identity["job"].rsplit(".", 1)[-1].lower(),
@@ -151,10 +156,6 @@ def _headline(figures: dict[str, Any]) -> str:
     """Choose the figure that says most: a difference with its interval, else the first."""
     flat: dict[str, Any] = {}
     for key, value in figures.items():
-        flat |= (
-            {f"{key}.{k}": v for k, v in value.items()}
-            if isinstance(value, dict) and not _is_interval(value)
-            else {key: value}
-        )
+        flat |= {f"{key}.{inner}": number for inner, number in value.items()} if _is_group(value) else {key: value}
     best = next((key for key in flat if key.endswith("pass_rate_difference")), next(iter(flat), None))
     return f"{best.rsplit('.', 1)[-1].replace('_', ' ')} {_format(flat[best])}" if best else ""

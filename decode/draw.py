@@ -76,7 +76,7 @@ class Stop(StoppingCriteria):
         self._tokenizer, self._stops = tokenizer, stops
         self._prompt_length, self._cancelled = prompt_length, cancelled
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
         """Return which rows are done. Shape: (B,)."""
         done = self._cancelled()
         if self._stops:

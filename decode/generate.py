@@ -2,17 +2,18 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import ClassVar
 
-from counterfoil.errors import RunError
+from counterfoil.errors import InputError, RunError
 from counterfoil.job import InputPath, Job, Run
 from counterfoil.jsonl import read_lines
 from counterfoil.records import Completion, Dropped, Prompt, content_id
 from decode.engine import Engine, Request, Sampling, require
 from decode.engines.vllm import Vllm
 
-__all__ = ["Generate", "ask", "draw_seed", "read_answer", "read_prompts"]
+__all__ = ["Generate", "ask", "draw_seed", "read_answer", "read_prompts", "refuse_none"]
 
 
 def draw_seed(seed: int, prompt_id: str) -> int:
@@ -105,6 +106,14 @@ def read_answer(run: Run, engine: Engine, model: str, request: Request) -> tuple
     return tuple(Completion.model_validate(item) for item in json.loads(kept))
 
 
+def refuse_none(num_prompts: int, dropped: Mapping[str, int], *, where: str) -> None:
+    """Raise InputError where no prompt is left: an empty result could be taken for a whole one."""
+    if num_prompts == 0:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none came"
+        given = f"no prompt ({reasons})"
+        raise InputError(where, given=given, allowed="at least one prompt", do="Check the rows and the column's name.")
+
+
 def read_prompts(path: InputPath, *, column: str, where: str) -> Iterator[Prompt | Dropped]:
     """Read prompts from JSONL: Prompt records, or rows whose `column` is a text or a list of messages."""
     for row in read_lines(path, where=where):
@@ -151,7 +160,9 @@ class Generate(Job):
 
     def work(self, run: Run) -> None:
         """Answer every prompt once; completions come in the order of the prompts."""
-        total = sum(isinstance(item, Prompt) for item in self._read())
+        reasons = Counter(f"{item.stage}: {item.reason}" if isinstance(item, Dropped) else "" for item in self._read())
+        total = reasons.pop("", 0)
+        refuse_none(total, reasons, where=f"prompts: {self.prompts}")
         ask(run, self.engine, self.model, lambda: map(self._request, self._unique()), total=total)
         run.open_output("completions.jsonl")
         run.open_output("dropped.jsonl")

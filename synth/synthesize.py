@@ -17,7 +17,7 @@ from counterfoil.jsonl import read_jsonl
 from counterfoil.records import Dropped, Pair, Prompt
 from decode.engine import Engine, Request, require
 from decode.engines.vllm import Vllm
-from decode.generate import ask, draw_seed, read_answer
+from decode.generate import ask, draw_seed, read_answer, refuse_none
 from eval.scorer import Scorer
 from eval.task import Task
 from eval.tasks.constraints import Constraints
@@ -62,6 +62,7 @@ class Synthesize(Job):
         ask(run, self.engine, self.model, lambda: requests, total=self.task.size("train"))
         for _ in requests:  # where nothing was left to ask, the prompts were not all walked
             pass
+        refuse_none(run.counts["prompts"], run.dropped, where="task")
         prompts = run.close_output("prompts.jsonl")
         for name in ("completions.jsonl", "scores.jsonl", "pairs.jsonl"):
             run.open_output(name)

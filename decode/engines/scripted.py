@@ -5,13 +5,12 @@
 A token is a word with the space before it; each has the log-probability `logprob_nats`.
 """
 
-import json
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import BaseModel, Field, ValidationError
 
 from counterfoil.errors import InputError
 from counterfoil.job import InputPath
@@ -21,6 +20,13 @@ from decode.engine import Engine, Given, GivenLogprobs, Request, Result, Samplin
 __all__ = ["Scripted"]
 
 
+class _Rule(BaseModel):
+    """A line of a script."""
+
+    when: str
+    replies: tuple[str, ...] = Field(min_length=1)
+
+
 class Scripted(Engine):
     """Deterministic replies: sample i of a prompt with seed s is reply (s + i) modulo their number."""
 
@@ -28,7 +34,7 @@ class Scripted(Engine):
         {"chat", "text", "n", "stop", "seed", "logprobs", "given_logprobs", "adapters", "cancel", "num_tokens"}
     )
 
-    replies: tuple[str, ...] = ("Reply {index} to: {prompt}",)
+    replies: tuple[str, ...] = Field(("Reply {index} to: {prompt}",), min_length=1)
     """`{prompt}` stands for the last message, `{index}` for the sample's number, `{adapter}` for the adapter."""
     script: InputPath | None = None
     """JSONL of `{"when": text in the prompt, "replies": [...]}`; the first that fits is used, else `replies`."""
@@ -45,9 +51,9 @@ class Scripted(Engine):
         if self.script is not None:
             for number, line in enumerate(self.script.read_text(encoding="utf-8").splitlines(), 1):
                 try:
-                    rule = json.loads(line)
-                    rules.append((rule["when"], tuple(rule["replies"])))
-                except (ValueError, KeyError, TypeError) as error:
+                    rule = _Rule.model_validate_json(line)
+                    rules.append((rule.when, rule.replies))
+                except ValidationError as error:
                     raise InputError(
                         f"{self.script}: line {number}",
                         given=repr(line[:80]),

@@ -1,0 +1,179 @@
+"""Training on TRL with a tiny random model: what is dropped, what is kept, and that a kill changes nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from align import train as train_module
+from align.objectives.dpo import Dpo
+from align.train import Lora, Train
+from counterfoil.errors import InputError, RunError
+from counterfoil.records import Completion, Pair, Prompt
+
+
+def make_pairs(path: Path, count: int = 12) -> Path:
+    """Write pairs in the form that synthesis writes."""
+    with path.open("w") as stream:
+        for number in range(count):
+            prompt = Prompt.make(f"Say something about number {number}.")
+            good, bad = (
+                Completion.make(
+                    prompt_id=prompt.id, index=at, text=text, finish_reason="stop", num_prompt_tokens=9, num_tokens=5
+                )
+                for at, text in enumerate((f"Number {number} is fine.", "No idea, " * (1 + number % 3)))
+            )
+            pair = Pair.make(prompt, good, bad, scores=(1.0, 0.0), recipe="test")
+            stream.write(pair.model_dump_json() + "\n")
+    return path
+
+
+def make_job(pairs: Path, model: Path, **changes: Any) -> Train:
+    settings: dict[str, Any] = {"batch_size": 2, "save_every": 2, "learning_rate": 1e-2, "lora": Lora(rank=4)}
+    return Train(pairs=pairs, model=str(model), **(settings | changes))
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def test_training_learns_the_pairs_and_writes_a_peft_adapter(tmp_path: Path, tiny_model: Path) -> None:
+    done = make_job(make_pairs(tmp_path / "pairs.jsonl"), tiny_model, epochs=4).run(tmp_path / "run", quiet=True)
+    rows = [json.loads(line) for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == done.figures["steps"] == 24
+    assert rows[0]["loss"] == pytest.approx(0.6931, abs=1e-3), "policy equals reference at the first step: ln 2"
+    assert done.figures["loss"] < 0.6
+    assert done.figures["accuracy"] > 0.7
+
+    from peft import AutoPeftModelForCausalLM
+
+    tuned = AutoPeftModelForCausalLM.from_pretrained(done.folder / "adapter")
+    assert any(value.abs().sum() > 0 for name, value in tuned.named_parameters() if "lora_B" in name)
+    assert make_job(make_pairs(tmp_path / "pairs.jsonl"), tiny_model, epochs=4).run(tmp_path / "run").fresh is False
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(make_pairs(tmp_path / "pairs.jsonl"), tiny_model, epochs=2)
+    whole = job.run(tmp_path / "whole", quiet=True)
+    real = train_module._make_callback
+
+    def breaking(stage: Any) -> Any:
+        watch = real(stage)
+        inner = watch.on_log
+
+        def on_log(args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
+            inner(args, state, control, logs=logs, **rest)
+            if state.global_step == 7:
+                raise KeyboardInterrupt
+
+        watch.on_log = on_log
+        return watch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "_make_callback", breaking)
+        with pytest.raises(KeyboardInterrupt):
+            job.run(tmp_path / "broken", quiet=True)
+    assert not (tmp_path / "broken" / "manifest.json").exists()
+    assert not (tmp_path / "broken" / "adapter").exists()
+    resumed = job.run(tmp_path / "broken", quiet=True)
+    left, right = read_weights(whole.folder), read_weights(resumed.folder)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert (whole.folder / "metrics.jsonl").read_text().count("\n") == 12
+    assert (resumed.folder / "metrics.jsonl").read_text().count("\n") == 12
+
+
+def test_scoring_completions_alone_changes_no_loss(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trl.trainer import utils
+
+    from trl.kernels.chunked_logprob import _use_triton  # isort: skip
+
+    pairs = make_pairs(tmp_path / "pairs.jsonl")
+    ours = make_job(pairs, tiny_model).run(tmp_path / "ours", quiet=True)
+    monkeypatch.setattr(train_module, "_score_completions_only", lambda: setattr(utils, "_use_triton", _use_triton))
+    plain = make_job(pairs, tiny_model).run(tmp_path / "plain", quiet=True)
+    for left, right in zip(
+        (ours.folder / "metrics.jsonl").read_text().splitlines(),
+        (plain.folder / "metrics.jsonl").read_text().splitlines(),
+        strict=True,
+    ):
+        first, second = json.loads(left), json.loads(right)
+        assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)
+        assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-4)
+
+
+def test_what_cannot_teach_is_dropped_by_name(tmp_path: Path, tiny_model: Path) -> None:
+    path = make_pairs(tmp_path / "pairs.jsonl", count=4)
+    good = json.loads(path.read_text().splitlines()[0])
+    bad = [
+        good | {"id": "1", "chosen": [{"role": "assistant", "content": "  "}]},
+        good | {"id": "2", "rejected": good["chosen"]},
+        {"id": "3", "prompt": good["prompt"], "chosen": good["chosen"]},
+        good | {"id": "4", "chosen": "a text beside message lists"},
+        good | {"id": "5", "chosen": [{"role": "assistant", "content": "long " * 3000}]},
+        good | {"id": "6"},
+    ]
+    with path.open("a") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in bad)
+        stream.write("{broken\n")
+    done = make_job(path, tiny_model).run(tmp_path / "run", quiet=True)
+    assert done.manifest["counts"]["read"] == 11
+    assert done.manifest["counts"]["kept"] == 4
+    assert done.manifest["counts"]["dropped"] == {
+        "pairs: chosen equals rejected": 1,
+        "pairs: empty side": 1,
+        "pairs: missing column": 1,
+        "pairs: mixed texts and message lists": 1,
+        "pairs: repeated pair": 1,
+        "pairs: too long": 1,
+        "read: broken JSON": 1,
+    }
+
+
+def test_nothing_left_to_train_on_is_an_input_error(tmp_path: Path, tiny_model: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "b"}) + "\n")
+    with pytest.raises(InputError, match="no pair left"):
+        make_job(path, tiny_model).run(tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path, tiny_model: Path) -> None:
+    job = make_job(make_pairs(tmp_path / "pairs.jsonl"), tiny_model, learning_rate=1e30, warmup_frac=0, epochs=3)
+    with pytest.raises(RunError, match="the loss became"):
+        job.run(tmp_path / "run", quiet=True)
+
+
+def test_pairs_load_as_they_are_in_datasets_and_in_trl(tmp_path: Path, tiny_model: Path) -> None:
+    from datasets import load_dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import DPOConfig, DPOTrainer
+
+    path = make_pairs(tmp_path / "pairs.jsonl", count=4)
+    rows = load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    assert {"prompt", "chosen", "rejected", "score_chosen", "score_rejected"} <= set(rows.column_names)
+    trainer = DPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(tiny_model),
+        args=DPOConfig(
+            output_dir=str(tmp_path / "out"), max_steps=1, report_to="none", use_cpu=True, bf16=False,
+            gradient_checkpointing=False, per_device_train_batch_size=2, save_strategy="no",
+        ),
+        train_dataset=rows,
+        processing_class=AutoTokenizer.from_pretrained(tiny_model),
+    )  # fmt: skip
+    assert trainer.train().training_loss == pytest.approx(0.6931, abs=1e-3)
+
+
+def test_sft_term_is_added_to_the_loss(tmp_path: Path, tiny_model: Path) -> None:
+    """At the first step DPO's loss is ln 2; weight 1 adds the mean NLL of a random model, about ln 49152 = 10.8."""
+    job = make_job(make_pairs(tmp_path / "pairs.jsonl", count=2), tiny_model, objective=Dpo(sft_weight=1.0))
+    done = job.run(tmp_path / "run", quiet=True)
+    first = json.loads((done.folder / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(0.693 + 10.8, abs=0.4)

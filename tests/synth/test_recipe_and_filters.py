@@ -1,0 +1,190 @@
+"""BestOfN and the filters: which pairs come out, by hand."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from counterfoil.records import Completion, Dropped, Pair, Prompt
+from synth.filters.length_only import LengthOnly
+from synth.filters.near_duplicate import NearDuplicate
+from synth.recipe import Candidate
+from synth.recipes.best_of_n import BestOfN
+
+PROMPT = Prompt.make("Say it.")
+
+
+def candidate(index: int, score: float, text: str | None = None, *, num_tokens: int = 5) -> Candidate:
+    """Return sample `index` of PROMPT; texts differ unless given."""
+    completion = Completion.make(
+        prompt_id=PROMPT.id,
+        index=index,
+        text=f"answer {index}" if text is None else text,
+        finish_reason="stop",
+        num_prompt_tokens=2,
+        num_tokens=num_tokens,
+    )
+    return Candidate(completion, score)
+
+
+def contrast(*candidates: Candidate, margin: float = 0.5, max_pairs: int = 1) -> list[Pair] | Dropped:
+    return BestOfN(n=max(2, len(candidates)), margin=margin, max_pairs=max_pairs).contrast(PROMPT, candidates)
+
+
+def indices(found: list[Pair] | Dropped, candidates: Sequence[Candidate]) -> list[tuple[int, int]]:
+    """Name pairs by the samples that they are made of: (chosen, rejected)."""
+    assert isinstance(found, list)
+    by_id = {item.completion.id: item.completion.index for item in candidates}
+    return [(by_id[pair.chosen_id], by_id[pair.rejected_id]) for pair in found]
+
+
+def test_the_best_is_set_against_the_worst() -> None:
+    given = [candidate(0, 0.5), candidate(1, 1.0), candidate(2, 0.0)]
+    found = contrast(*given)
+    assert indices(found, given) == [(1, 2)]
+    assert isinstance(found, list)
+    assert (found[0].score_chosen, found[0].score_rejected, found[0].recipe) == (1.0, 0.0, "best_of_n")
+    assert found[0].prompt == PROMPT.messages
+    assert found[0].chosen == ({"role": "assistant", "content": "answer 1"},)
+
+
+@pytest.mark.parametrize(
+    ("scores", "reason"),
+    [([0.5, 0.5, 0.5], "all scored alike"), ([0.0, 0.49], "margin too small"), ([1.0, 0.6, 0.8], "margin too small")],
+)
+def test_a_tie_or_a_small_margin_is_no_pair(scores: list[float], reason: str) -> None:
+    found = contrast(*(candidate(at, score) for at, score in enumerate(scores)))
+    assert isinstance(found, Dropped)
+    assert (found.id, found.stage, found.reason) == (PROMPT.id, "contrast", reason)
+    assert found.detail == f"best score {max(scores):.3f}"
+
+
+def test_a_difference_of_just_the_margin_is_a_pair() -> None:
+    """0.75 - 0.25 is 0.5 in binary too."""
+    given = [candidate(0, 0.25), candidate(1, 0.75)]
+    assert indices(contrast(*given, margin=0.5), given) == [(1, 0)]
+
+
+def test_one_text_twice_is_no_pair_whatever_its_scores() -> None:
+    found = contrast(candidate(0, 0.0, "same"), candidate(1, 1.0, "same"))
+    assert isinstance(found, Dropped)
+
+
+@pytest.mark.parametrize("num_texts", [0, 1])
+def test_answers_without_text_do_not_count(num_texts: int) -> None:
+    given = [candidate(at, float(at), "some" if at < num_texts else " \n") for at in range(3)]
+    found = contrast(*given)
+    assert isinstance(found, Dropped)
+    assert found.reason == "fewer than two answers with text"
+
+
+def test_an_empty_answer_is_never_the_rejected_one() -> None:
+    given = [candidate(0, 0.0, ""), candidate(1, 0.25), candidate(2, 1.0)]
+    assert indices(contrast(*given), given) == [(2, 1)]
+
+
+def test_among_equals_the_closest_lengths_are_taken() -> None:
+    """Best: 10 and 40 tokens; worst: 18, 38 and 90. Differences: 8, 28, 80; 22, 2, 50. The smallest is (1, 3)."""
+    lengths = [(1.0, 10), (1.0, 40), (0.0, 18), (0.0, 38), (0.0, 90)]
+    given = [candidate(at, score, num_tokens=tokens) for at, (score, tokens) in enumerate(lengths)]
+    assert indices(contrast(*given), given) == [(1, 3)]
+
+
+def test_several_pairs_share_no_candidate_and_stop_at_the_margin() -> None:
+    """Scores 1, .8, .6, .4, .2, 0: 1-0 and .8-.2 differ by 0.5 or more, .6-.4 by 0.2."""
+    given = [candidate(at, score) for at, score in enumerate((1.0, 0.8, 0.6, 0.4, 0.2, 0.0))]
+    assert indices(contrast(*given, max_pairs=9), given) == [(0, 5), (1, 4)]
+    assert indices(contrast(*given, max_pairs=1), given) == [(0, 5)]
+    assert indices(contrast(*given, max_pairs=9, margin=0.1), given) == [(0, 5), (1, 4), (2, 3)]
+
+
+def test_swapping_the_scores_swaps_the_pair() -> None:
+    given = [candidate(0, 0.0), candidate(1, 1.0)]
+    swapped = [candidate(0, 1.0), candidate(1, 0.0)]
+    assert indices(contrast(*given), given) == [(1, 0)]
+    assert indices(contrast(*swapped), swapped) == [(0, 1)]
+
+
+def make_pair(chosen: str, rejected: str) -> Pair:
+    first, second = candidate(0, 1.0, chosen).completion, candidate(1, 0.0, rejected).completion
+    return Pair.make(PROMPT, first, second, scores=(1.0, 0.0), recipe="test")
+
+
+@pytest.mark.parametrize(
+    ("rejected", "kept"),
+    [("abcdefghij", False), ("abcdefghiX", False), ("abcdefghXY", True), ("something else", True)],
+)
+def test_answers_almost_the_same_are_dropped(rejected: str, kept: bool) -> None:
+    """Indel similarity of two texts of 10 letters with one changed: 1 - 2/20 = 0.9; with two: 1 - 4/20 = 0.8."""
+    why = NearDuplicate(similarity=0.9).open()(make_pair("abcdefghij", rejected))
+    assert (why is None) == kept
+    if why is not None:
+        assert (why.stage, why.reason) == ("near_duplicate", "answers almost the same")
+
+
+def test_an_answer_chosen_before_is_dropped_unless_allowed() -> None:
+    """Case and spaces do not make another answer; each opening of the filter begins anew."""
+    first, again = make_pair("One two three.", "no"), make_pair("one  TWO three.", "other words")
+    judge = NearDuplicate().open()
+    assert judge(first) is None
+    why = judge(again)
+    assert why is not None
+    assert (why.id, why.reason) == (again.id, "chosen answer came before")
+    assert NearDuplicate().open()(again) is None
+    judge = NearDuplicate(across_pairs=False).open()
+    assert judge(first) is judge(again) is None
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "kept"),
+    [
+        ("abcdefghij and much more of it", "abcdefghij", False),
+        ("abcdefghij", "abcdefghij and much more of it", False),
+        ("abcdefghij and more", "  abcdefghij\n", False),
+        ("abcdefghij and more", "abcdefghiX", True),
+        ("something else", "abcdefghij", True),
+    ],
+)
+def test_an_answer_that_begins_the_other_is_dropped(chosen: str, rejected: str, kept: bool) -> None:
+    """One letter of ten changed is a similarity of 0.9, below the usual 0.95."""
+    why = LengthOnly().open()(make_pair(chosen, rejected))
+    assert (why is None) == kept
+    if why is not None:
+        assert (why.stage, why.reason) == ("length_only", "one answer begins the other")
+
+
+def test_the_threshold_of_length_only() -> None:
+    assert LengthOnly(similarity=0.9).open()(make_pair("abcdefghij and more", "abcdefghiX")) is not None
+
+
+def test_a_pair_takes_only_answers_to_its_prompt() -> None:
+    good = candidate(0, 1.0).completion
+    stranger = good.model_copy(update={"prompt_id": "0000000000000000"})
+    for chosen, rejected in ((good, stranger), (stranger, good), (stranger, stranger)):
+        with pytest.raises(ValueError, match="0000000000000000"):
+            Pair.make(PROMPT, chosen, rejected, scores=(1.0, 0.0), recipe="test")
+
+
+def test_an_id_is_of_the_content() -> None:
+    assert make_pair("a", "b") == make_pair("a", "b")
+    assert make_pair("a", "b").id != make_pair("b", "a").id
+    assert len(make_pair("a", "b").id) == 16
+    assert Prompt.make("Say it.", tags={"topic": "x"}).id == PROMPT.id
+    assert Prompt.make("Say it.", reference={"n": 1}).id != PROMPT.id
+    assert Prompt.make([{"role": "user", "content": "Say it."}]) == PROMPT
+
+
+def test_pairs_load_as_a_data_set(tmp_path: Path) -> None:
+    """The columns that TRL wants, as message lists, and the scores as numbers."""
+    from datasets import load_dataset
+
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(make_pair(f"good {at}", f"bad {at}").model_dump_json() + "\n" for at in range(3)))
+    rows = load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    assert {"prompt", "chosen", "rejected", "score_chosen", "score_rejected"} <= set(rows.column_names)
+    assert rows[1]["prompt"] == [{"role": "user", "content": "Say it."}]
+    assert rows[1]["chosen"] == [{"role": "assistant", "content": "good 1"}]
+    assert rows[1]["rejected"] == [{"role": "assistant", "content": "bad 1"}]
+    assert (rows[1]["score_chosen"], rows[1]["score_rejected"]) == (1.0, 0.0)
+    assert Pair.model_validate(json.loads(path.read_text().splitlines()[0])) == make_pair("good 0", "bad 0")

@@ -1,0 +1,39 @@
+"""The README's script runs as it stands."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.slow
+def test_the_script_in_the_readme_runs(tmp_path: Path) -> None:
+    """Synthesis, training and evaluation in one process, with real vLLM; the adapter then loads in plain PEFT."""
+    (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    path = tmp_path / "script.py"
+    path.write_text(script)
+    env = os.environ | {"COUNTERFOIL_RUNS": str(tmp_path / "runs")}
+    done = subprocess.run(
+        [sys.executable, str(path)], env=env, capture_output=True, text=True, timeout=580, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "'mean':" in done.stdout.splitlines()[-1]
+    runs = {path.name.split("-")[0]: path for path in (tmp_path / "runs").iterdir()}
+    assert set(runs) == {"synthesize", "train", "evaluate"}
+    counts = json.loads((runs["synthesize"] / "manifest.json").read_text())["counts"]
+    assert counts["read"] == 12
+    assert counts["completions"] == 48
+
+    from peft import AutoPeftModelForCausalLM
+
+    assert AutoPeftModelForCausalLM.from_pretrained(runs["train"] / "adapter") is not None
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
