@@ -150,6 +150,7 @@ class Train(Job):
             gradient_checkpointing=self.gradient_checkpointing,
             bf16=half,
             logging_steps=1,
+            logging_nan_inf_filter=False,  # a loss that is no number is to be seen, and to stop us
             save_steps=self.save_every,
             save_total_limit=2,
             report_to=list(self.report_to) or "none",

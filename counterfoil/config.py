@@ -198,9 +198,9 @@ def apply_override(values: dict[str, Any], key: str, value: Any, *, cls: type[Co
     given = values.get(head)
     usual: dict[str, Any] = dump(default) if default is not None else {}
     inside: dict[str, Any] = dict(given) if _is_mapping(given) else {"name": given} if isinstance(given, str) else usual
-    same = default is not None and inside.get("name") == usual.get("name")
     values[head] = inside
-    apply_override(inside, rest, value, cls=type(default) if same else None)
+    same = inside.get("name") == usual.get("name")
+    apply_override(inside, rest, value, cls=type(default) if default is not None and same else None)
 
 
 def _config_root() -> Path:
@@ -244,7 +244,7 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping. Raises ConfigError for broken YAML, or for anything but a mapping."""
     try:
-        values = _Loader(path.read_text(encoding="utf-8")).get_single_data()
+        values: Any = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except yaml.YAMLError as error:
         raise ConfigError(str(path), given=str(error).replace("\n", " "), allowed="YAML", do="Mend it.") from error
     except UnicodeDecodeError as error:

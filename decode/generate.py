@@ -130,9 +130,12 @@ def read_prompts(path: InputPath, *, column: str, where: str) -> Iterator[Prompt
             yield Dropped(id=row_id, stage="read", reason="empty prompt")
         else:
             try:
-                yield Prompt.make(value, reference=row.get("reference") or {}, tags=row.get("tags") or {})
+                prompt = Prompt.make(value, reference=row.get("reference") or {}, tags=row.get("tags") or {})
+                prompt.model_dump_json()  # half of a surrogate pair is JSON, but no text that could be written again
             except (ValueError, TypeError) as error:
                 yield Dropped(id=row_id, stage="read", reason="not a prompt", detail=str(error)[:200])
+            else:
+                yield prompt
 
 
 class Generate(Job):

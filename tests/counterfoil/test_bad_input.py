@@ -69,7 +69,7 @@ def test_a_file_that_is_missing_or_empty(
         ({"prompt": ["Say it."]}, "read: not a prompt"),
         ({"messages": [{"role": "user"}]}, "read: not a prompt"),
         ({"prompt": "Say it.", "reference": "x"}, "read: not a prompt"),
-        ({"prompt": "Say it \ud800"}, "read: broken JSON"),
+        ({"prompt": "Say it \ud800"}, "read: not a prompt"),
         (GOOD | {"tags": {"more": "tags"}}, "read: duplicate prompt"),
     ],
 )

@@ -138,7 +138,7 @@ def test_the_same_job_writes_the_same_bytes_and_a_seed_is_a_choice(tmp_path: Pat
     assert run("c", 1) != run("a", 0)
 
 
-def test_another_margin_asks_nothing_again_but_is_another_run(job: Synthesize, tmp_path: Path) -> None:
+def test_another_margin_is_another_run(job: Synthesize, tmp_path: Path) -> None:
     job.run(tmp_path / "run", quiet=True)
     values = job.model_dump() | {"task": job.task, "engine": job.engine, "filters": []}
     values["recipe"] = {"name": "best_of_n", "n": 2, "margin": 0.1}
