@@ -4,13 +4,14 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import ClassVar
 
 from counterfoil.errors import InputError, RunError
 from counterfoil.job import InputPath, Job, Run
 from counterfoil.jsonl import read_lines
 from counterfoil.records import Completion, Dropped, Prompt, content_id
-from decode.engine import Engine, Request, Sampling, require
+from decode.engine import Engine, Request, Sampling, Session, require
 from decode.engines.vllm import Vllm
 
 __all__ = ["Generate", "ask", "draw_seed", "read_answer", "read_prompts", "refuse_none"]
@@ -29,37 +30,47 @@ def ask(
     *,
     total: int | None,
     stage: str = "generate",
+    adapter: str | None = None,
+    then: Callable[[Session], None] | None = None,
 ) -> None:
     """Answer every request that `run.store` has no answer to, keeping each answer as it lands.
 
-    The engine is opened only if something is left to ask. `requests` is called once and read lazily.
+    The engine is opened only if something is left to ask, or there is a `then`, which gets the open session afterwards.
+    `adapter` is the requests' adapter, where they have one. `requests` is called once and read lazily.
     """
-    started, generated = time.monotonic(), 0
-    unanswered = _skip_answered(run, engine, model, requests())
+    unanswered = _Unanswered(run, engine, model, requests())
     first = next(unanswered.todo, None)
-    if first is None:
+    if first is None and then is None:
         before = run.store.get("model", stage)
         run.facts |= {} if before is None else {"model": before}
         return
-    with engine.open(model, adapters=[first.adapter] if first.adapter else []) as session:
+    with engine.open(model, adapters=[adapter] if adapter else []) as session:
         _check_model(run, stage, session.model_id)
-        already = unanswered.skipped
-        with run.progress.stage(stage, total=total, already=already) as shown:
-            todo = _chain(first, unanswered.todo)
-            for result in session.complete(todo):
-                key = unanswered.keys.pop(result.id)
-                if result.failure is None:
-                    kept = [item.model_dump(mode="json", exclude_none=True) for item in result.completions]
-                    run.store.put("answer", key, json.dumps(kept, ensure_ascii=False))
-                    generated += sum(item.num_tokens for item in result.completions)
-                else:
-                    run.store.put("failure", key, result.failure)
-                rate = generated / max(time.monotonic() - started, 1e-9)
-                shown.advance(1 + unanswered.skipped - already, **{"tokens/s": round(rate)})
-                already = unanswered.skipped
+        if first is not None:
+            _keep_answers(run, session, chain([first], unanswered.todo), unanswered, stage=stage, total=total)
+        if then is not None:
+            then(session)
 
 
-class _skip_answered:  # noqa: N801  (reads as the verb that it is)
+def _keep_answers(
+    run: Run, session: Session, todo: Iterable[Request], unanswered: "_Unanswered", *, stage: str, total: int | None
+) -> None:
+    started, generated, already = time.monotonic(), 0, unanswered.skipped
+    with run.progress.stage(stage, total=total, already=already) as shown:
+        for result in session.complete(todo):
+            key = unanswered.keys.pop(result.id)
+            if result.failure is None:
+                kept = [item.model_dump(mode="json", exclude_none=True) for item in result.completions]
+                run.store.put("answer", key, json.dumps(kept, ensure_ascii=False))
+                generated += sum(item.num_tokens for item in result.completions)
+            else:
+                run.store.put("failure", key, result.failure)
+            rate = generated / max(time.monotonic() - started, 1e-9)
+            shown.advance(1 + unanswered.skipped - already, **{"tokens/s": round(rate)})
+            already = unanswered.skipped
+
+
+class _Unanswered:
     """The requests without an answer yet, how many were skipped, and the keys of those handed out."""
 
     def __init__(self, run: Run, engine: Engine, model: str, requests: Iterable[Request]) -> None:
@@ -75,11 +86,6 @@ class _skip_answered:  # noqa: N801  (reads as the verb that it is)
             else:
                 self.keys[request.id] = key
                 yield request
-
-
-def _chain(first: Request, rest: Iterator[Request]) -> Iterator[Request]:
-    yield first
-    yield from rest
 
 
 def _check_model(run: Run, stage: str, model_id: str) -> None:
@@ -166,7 +172,8 @@ class Generate(Job):
         reasons = Counter(f"{item.stage}: {item.reason}" if isinstance(item, Dropped) else "" for item in self._read())
         total = reasons.pop("", 0)
         refuse_none(total, reasons, where=f"prompts: {self.prompts}")
-        ask(run, self.engine, self.model, lambda: map(self._request, self._unique()), total=total)
+        adapter = str(self.adapter) if self.adapter else None
+        ask(run, self.engine, self.model, lambda: map(self._request, self._unique()), total=total, adapter=adapter)
         run.open_output("completions.jsonl")
         run.open_output("dropped.jsonl")
         seen: set[str] = set()

@@ -8,6 +8,7 @@ prose, and how varied the answers' words are.
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -15,9 +16,9 @@ from pydantic import Field
 from counterfoil.job import InputPath, Job, Run
 from counterfoil.jsonl import write_json
 from counterfoil.records import Completion, Dropped, Prompt, Score, content_id
-from decode.engine import Engine, Given, Request, Sampling, require
+from decode.engine import Engine, Given, Request, Sampling, Session, require
 from decode.engines.vllm import Vllm
-from decode.generate import ask, draw_seed, read_answer
+from decode.generate import ask, draw_seed, read_answer, refuse_none
 from eval.plain_text import PASSAGES
 from eval.stats import Interval, mean_interval, paired_difference
 from eval.task import Task
@@ -62,14 +63,23 @@ class Evaluate(Job):
         run.facts["seeds"] = {"seed": self.seed}
         run.open_output("dropped.jsonl")
         prompts = self._read(run)
+        refuse_none(len(prompts), run.dropped, where="task")
         sides: dict[str, str | None] = {"base": None}
         if self.adapter is not None:
             sides["adapter"] = str(self.adapter)
         for name, adapter in sides.items():
             requests = [self._request(prompt, adapter) for prompt in prompts]
-            ask(run, self.engine, self.model, lambda asked=requests: asked, total=len(requests), stage=name)
-            if self.plain_text:
-                self._score_prose(run, name, adapter)
+            left = self.plain_text and run.store.count(f"prose {name}") < len(PASSAGES)
+            ask(
+                run,
+                self.engine,
+                self.model,
+                lambda asked=requests: asked,
+                total=len(requests),
+                stage=name,
+                adapter=adapter,
+                then=partial(_score_prose, run, name, adapter) if left else None,
+            )
         scorer = self.task.scorer()
         answers: list[dict[str, Any]] = []
         for prompt in prompts:
@@ -95,21 +105,6 @@ class Evaluate(Job):
     def _request(self, prompt: Prompt, adapter: str | None) -> Request:
         seed = draw_seed(self.seed, prompt.id)
         return Request(prompt.id, prompt.messages, self.sampling.model_copy(update={"seed": seed, "n": 1}), adapter)
-
-    def _score_prose(self, run: Run, name: str, adapter: str | None) -> None:
-        """Keep each passage's mean log-probability a token, in nats."""
-        if run.store.count(f"prose {name}") == len(PASSAGES):
-            return
-        given = [Given(content_id(text), "", text, adapter) for text in PASSAGES]
-        with (
-            self.engine.open(self.model, adapters=[adapter] if adapter else []) as session,
-            run.progress.stage(f"{name}: plain text", total=len(given)) as shown,
-        ):
-            for result in session.logprobs(given):
-                if result.token_logprobs:
-                    mean = sum(result.token_logprobs) / len(result.token_logprobs)
-                    run.store.put(f"prose {name}", result.id, repr(mean))
-                shown.advance()
 
     def _judge(self, run: Run, prompt: Prompt, sides: dict[str, str | None], score: Any) -> dict[str, Any] | None:
         row: dict[str, Any] = {
@@ -164,6 +159,19 @@ class Evaluate(Job):
             found = paired_difference(values["base"], values["adapter"], level=self.level, seed=self.seed)
             row["difference"] = _rounded(found)
         return row
+
+
+def _score_prose(run: Run, name: str, adapter: str | None, session: Session) -> None:
+    """Keep each passage's mean log-probability a token, in nats."""
+    given = [Given(content_id(text), "", text, adapter) for text in PASSAGES]
+    with run.progress.stage(f"{name}: plain text", total=len(given)) as shown:
+        for result in session.logprobs(given):
+            if result.failure is not None:
+                run.drop(Dropped(id=result.id, stage=f"{name}: plain text", reason=result.failure))
+            elif result.token_logprobs:
+                mean = sum(result.token_logprobs) / len(result.token_logprobs)
+                run.store.put(f"prose {name}", result.id, repr(mean))
+            shown.advance()
 
 
 def _rounded(interval: Interval) -> dict[str, float]:

@@ -63,13 +63,11 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def vllm_session(adapter: Path) -> Iterator[Session]:
-    """Start vLLM in this process, once, in float32 and ready for the adapter."""
+def vllm_session() -> Iterator[Session]:
+    """Start vLLM in this process, once, in float32."""
     from decode.engines.vllm import Vllm
 
-    with Vllm(max_model_len=1024, max_num_seqs=64, kv_cache_gib=0.5).open(
-        "smollm2", adapters=[str(adapter)]
-    ) as session:
+    with Vllm(max_model_len=1024, max_num_seqs=64, kv_cache_gib=0.5).open("smollm2") as session:
         yield session
 
 
@@ -83,11 +81,8 @@ def hf_session() -> Iterator[Session]:
 
 
 @pytest.fixture(scope="session")
-def vllm_server(tmp_path_factory: pytest.TempPathFactory, adapter: Path) -> Iterator[str]:
-    """Start vLLM's server with the embedded model, served as `smollm2`, and the adapter, as `random`; yield its address.
-
-    It is stopped by process id.
-    """
+def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start vLLM's server with the embedded model, served as `smollm2`; yield its base_url, stop it by process id."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -96,7 +91,6 @@ def vllm_server(tmp_path_factory: pytest.TempPathFactory, adapter: Path) -> Iter
     command += ["--served-model-name", "smollm2", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
     command += ["--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "16"]
     command += ["--kv-cache-memory-bytes", str(512 * 1024**2)]
-    command += ["--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"random={adapter}"]
     env = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": "2", "VLLM_CPU_OMP_THREADS_BIND": "0-1"}
     with log.open("wb") as out:
         process = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)

@@ -9,7 +9,7 @@ import itertools
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -19,6 +19,7 @@ from pydantic import Field
 from counterfoil.errors import EngineError
 from counterfoil.models import find_model, fingerprint_model
 from counterfoil.records import Completion
+from decode.adapters import merged_model
 from decode.chat import encode_prompt, encode_text, load_tokenizer
 from decode.engine import Engine, Given, GivenLogprobs, Request, Result, Sampling, Session
 
@@ -44,14 +45,17 @@ class Vllm(Engine):
     """Of the engine, for requests without a seed of their own."""
     enforce_eager: bool = True
     """No compilation: starts faster; set to false for long runs on a GPU."""
+    merge_adapter: bool | None = None
+    """Add a lone adapter to the weights before serving, instead of computing it beside them for each request that names
+    it; such a session serves that adapter alone. None does so on a CPU, whose LoRA kernels take several times as long."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs that share one model."""
 
     def open(self, model: str, *, adapters: Sequence[str] = ()) -> "VllmSession":
         """Start the engine. Raises EngineError where vLLM is not installed or does not start."""
         folder = find_model(model)
-        ranks = [_read_rank(adapter) for adapter in adapters]
-        return VllmSession(self, folder, max_lora_rank=max(ranks, default=0), num_adapters=len(set(adapters)))
+        ranks = {adapter: _read_rank(adapter) for adapter in adapters}
+        return VllmSession(self, folder, ranks)
 
 
 def _read_rank(adapter: str) -> int:
@@ -89,8 +93,10 @@ def _prepare_environment() -> bool:
 class VllmSession(Session):
     """An open vLLM engine."""
 
-    def __init__(self, engine: Vllm, folder: Path, *, max_lora_rank: int, num_adapters: int) -> None:
+    def __init__(self, engine: Vllm, folder: Path, ranks: Mapping[str, int]) -> None:
         on_gpu = _prepare_environment()
+        merge = engine.merge_adapter if engine.merge_adapter is not None else not on_gpu
+        self._merged = next(iter(ranks)) if merge and len(ranks) == 1 else None
         try:
             from vllm import EngineArgs, LLMEngine
         except ImportError as error:
@@ -109,8 +115,8 @@ class VllmSession(Session):
         self._cancelled: set[str] = set()
         self._max_queued = 2 * engine.max_num_seqs
         self._max_model_len = engine.max_model_len
+        self._scores_text = on_gpu or not ranks or self._merged is not None
         settings: dict[str, Any] = {
-            "model": str(folder),
             "dtype": engine.dtype if on_gpu or engine.dtype != "auto" else "float32",
             "max_model_len": engine.max_model_len,
             "max_num_seqs": engine.max_num_seqs,
@@ -128,11 +134,12 @@ class VllmSession(Session):
             # The samples of a prompt share its full blocks; the CPU build's usual 128 would leave short prompts unshared.
             settings["block_size"] = 32
             settings["max_num_batched_tokens"] = max(2048, engine.max_model_len)
-        if num_adapters:
-            rank = next(step for step in (8, 16, 32, 64, 128, 256, 320, 512) if step >= max_lora_rank)
-            settings |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": num_adapters}
+        if ranks and self._merged is None:
+            rank = next(step for step in (8, 16, 32, 64, 128, 256, 320, 512) if step >= max(ranks.values()))
+            settings |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": len(ranks)}
         try:
-            self._engine: Any = LLMEngine.from_engine_args(EngineArgs(**settings))
+            with merged_model(folder, self._merged) as loaded:
+                self._engine: Any = LLMEngine.from_engine_args(EngineArgs(model=str(loaded), **settings))
         except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
             raise EngineError(
                 "engine: vllm",
@@ -217,6 +224,10 @@ class VllmSession(Session):
             self._flying.pop(number, None)
 
     def _lora(self, adapter: str | None) -> Any:
+        if self._merged is not None:
+            if adapter != self._merged:
+                raise ValueError(f"this session serves the merged adapter {self._merged} alone, not {adapter}")
+            return None
         if adapter is None:
             return None
         from vllm.lora.request import LoRARequest
@@ -262,6 +273,9 @@ class VllmSession(Session):
     def _send_given(self, number: str, given: Given) -> int:
         from vllm import SamplingParams
 
+        if not self._scores_text:
+            # vLLM 0.32's CPU build ends in an einsum error there, and takes the engine with it (add_lora_logits).
+            raise ValueError("vLLM's CPU build cannot score given text beside LoRA adapters: use merge_adapter")
         prefix = encode_prompt(self._tokenizer, given.prompt) if given.prompt else []
         ids = prefix + encode_text(self._tokenizer, given.text)
         self._check_length(len(ids) + 1)

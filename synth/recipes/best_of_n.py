@@ -48,8 +48,11 @@ class BestOfN(Recipe):
         pairs: list[Pair] = []
         while len(left) >= 2 and len(pairs) < self.max_pairs:
             best, worst = _choose(left)
-            if best.score - worst.score < self.margin or best.completion.text == worst.completion.text:
+            if best.score - worst.score < self.margin:
                 break
+            if best.completion.text == worst.completion.text:  # a noisy scorer: the text tells nothing about itself
+                left.remove(worst)
+                continue
             scores = (best.score, worst.score)
             pairs.append(Pair.make(prompt, best.completion, worst.completion, scores=scores, recipe="best_of_n"))
             left = [item for item in left if item not in (best, worst)]

@@ -1,0 +1,64 @@
+"""Adapters in vLLM: per request, merged, and equal to transformers; in a process of its own, as engines share globals."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from decode.engine import Request, Sampling, Session
+
+SCRIPT = """
+import json, sys
+from decode.engine import Given, Request, Sampling
+from decode.engines.vllm import Vllm
+
+adapter = sys.argv[1]
+prompts = [({"role": "user", "content": text},) for text in json.loads(sys.argv[2])]
+greedy = Sampling(max_new_tokens=8, logprobs=True)
+
+
+def ask(session, name):
+    requests = [Request(f"{at}", prompt, greedy, name) for at, prompt in enumerate(prompts)]
+    results = {item.id: item for item in session.complete(requests)}
+    return [list(results[str(at)].completions[0].token_ids) if results[str(at)].completions else None
+            for at in range(len(prompts))]
+
+
+found = {}
+small = dict(max_model_len=512, max_num_seqs=8, kv_cache_gib=0.25)
+with Vllm(**small, merge_adapter=False).open("smollm2", adapters=[adapter]) as session:
+    found["mixed"] = [ask(session, None), ask(session, adapter), ask(session, None)]
+    (scored,) = session.logprobs([Given("g", prompts[0], "A river.", adapter)])
+    found["unmerged score"] = scored.failure
+with Vllm(**small).open("smollm2", adapters=[adapter]) as session:
+    found["merged"] = ask(session, adapter)
+    found["merged base"] = ask(session, None)
+    (scored,) = session.logprobs([Given("g", prompts[0], "A river.", adapter)])
+    found["merged score"] = list(scored.token_logprobs)
+print("FOUND" + json.dumps(found))
+"""
+
+PROMPTS = ["What is a river?", "Name three colours.", "Say good morning to a neighbour."]
+
+
+@pytest.mark.slow
+def test_an_adapter_per_request_and_merged_equal_transformers(hf_session: Session, adapter: Path) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(adapter), json.dumps(PROMPTS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("FOUND"))[5:])
+    base, tuned, again = found["mixed"]
+    assert base == again != tuned
+    assert found["merged"] == tuned
+    assert found["merged base"] == [None] * 3, "a merged session refuses requests for the bare model"
+    assert "LoRA" in found["unmerged score"]
+    assert len(found["merged score"]) > 1
+    sampling = Sampling(max_new_tokens=8, logprobs=True)
+    for name, expected in ((None, base), (str(adapter), tuned)):
+        requests = [
+            Request(str(at), ({"role": "user", "content": text},), sampling, name) for at, text in enumerate(PROMPTS)
+        ]
+        theirs = {item.id: item.completions[0].token_ids for item in hf_session.complete(requests)}
+        assert [list(theirs[str(at)] or ()) for at in range(3)] == expected
