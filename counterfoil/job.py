@@ -118,12 +118,19 @@ class Job(Config):
     LIVE: ClassVar[bool] = True
     """Whether it shows live bars; a job whose work is other jobs leaves the terminal to them."""
 
+    PINNED: ClassVar[bool] = True
+    """Whether an unfinished run insists on the inputs that it began with; a job of jobs leaves that to each of them."""
+
     @abstractmethod
     def work(self, run: Run) -> None:
         """Do the work: read inputs, write outputs through `run`. What is in `run.store` is not done again."""
 
     def check(self) -> None:
         """Raise for what can be known to be wrong before anything heavy is loaded."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return the resolved config, to which the run folder is pinned."""
+        return dump(self)
 
     def inputs(self) -> dict[str, Path]:
         """Return the paths that the job reads, by dotted field; those that are None are left out."""
@@ -141,7 +148,7 @@ class Job(Config):
         label = label or type(self).__name__.lower()
         identity = self._identity()
         path = Path(folder) if folder else runs_folder() / f"{label}-{content_id(_without_paths(identity))[:8]}"
-        done = _check_folder(path, identity)
+        done = _check_folder(path, identity, pinned=self.PINNED)
         if done is not None:
             return Finished(path, done, fresh=False)
         self.check()
@@ -154,7 +161,7 @@ class Job(Config):
     def _identity(self) -> dict[str, Any]:
         return {
             "job": f"{type(self).__module__}.{type(self).__name__}",
-            "config": dump(self),
+            "config": self.describe(),
             "inputs": {key: _describe_input(f"{key}", path) for key, path in self.inputs().items()},
         }
 
@@ -263,7 +270,7 @@ def _without_paths(identity: dict[str, Any]) -> dict[str, Any]:
     return {"job": identity["job"], "config": config, "inputs": inputs}
 
 
-def _check_folder(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+def _check_folder(path: Path, identity: dict[str, Any], *, pinned: bool) -> dict[str, Any] | None:
     """Return the manifest where the job is done. Raises RunError where the folder belongs to something else."""
     if path.exists() and not path.is_dir():
         raise RunError(str(path), given="a file", allowed="a folder for the run", do="Give another --to.")
@@ -279,6 +286,8 @@ def _check_folder(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None
     except json.JSONDecodeError:
         before = {}
     old, new = _without_paths(before) if "config" in before else {}, _without_paths(json.loads(json.dumps(identity)))
+    if old and not pinned and read_manifest(path) is None:
+        old["inputs"] = new["inputs"]
     if old != new:
         changed = [key for key in ("job", "inputs") if old.get(key) != new[key]]
         config = old.get("config", {})

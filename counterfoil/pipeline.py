@@ -36,6 +36,7 @@ class Pipeline(Job):
 
     VERB: ClassVar[str] = "run"
     LIVE: ClassVar[bool] = False
+    PINNED: ClassVar[bool] = False
 
     jobs: dict[str, str] = Field(min_length=1)
     """Name -> command line."""
@@ -56,6 +57,20 @@ class Pipeline(Job):
             if not name.isidentifier():
                 raise ValueError(f"{name!r} is no name for a job: use letters, digits and _")
         return value
+
+    def describe(self) -> dict[str, Any]:
+        """Return the config with each job's own, so that a change in any of their files makes another run."""
+        return super().describe() | {"resolved": {name: self.load(name, Path())[0].describe() for name in self.jobs}}
+
+    def inputs(self) -> dict[str, Path]:
+        """Return what the jobs read from outside the pipeline."""
+        found: dict[str, Path] = {}
+        for name in self.jobs:
+            earlier = self._before(name)
+            for key, path in self.load(name, Path())[0].inputs().items():
+                if path.exists() and path.parts[:1] not in [(other,) for other in earlier]:
+                    found[f"{name}[{key}]"] = path
+        return found
 
     def check(self) -> None:
         """Look at every job, so that a mistake in the last one is known before the first begins."""
