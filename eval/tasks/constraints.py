@@ -6,14 +6,14 @@ kind included) belongs to one split by a hash of its names, whatever the seed. E
 
 from collections.abc import Iterable, Iterator, Sequence
 from random import Random
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from counterfoil.errors import InputError
 from counterfoil.records import Prompt, content_id
 from eval.constraints.kind import Topic
-from eval.constraints.kinds import KINDS, list_combinations
+from eval.constraints.kinds import EASY, KINDS, list_combinations
 from eval.constraints.topics import HELDOUT_TOPICS, TRAIN_TOPICS
 from eval.scorers.verifiable import Verifiable
 from eval.task import Split, Task
@@ -64,14 +64,12 @@ class Constraints(Task):
     max_constraints: int = Field(default=2, ge=1, le=2)
     """Constraints that a prompt has at the most."""
 
-    leave_out: tuple[str, ...] = ()
-    """Kinds of constraints that are not drawn: those that a model never meets teach it nothing, and cost as much."""
+    difficulty: Literal["easy", "all"] = "all"
+    """`easy` draws only the kinds that a very small model meets now and then."""
 
     @model_validator(mode="after")
     def check_range(self) -> Self:
-        """Refuse a range without a number in it, and kinds that are none."""
-        if unknown := sorted(set(self.leave_out) - set(KINDS)):
-            raise ValueError(f"leave_out names no kind: {', '.join(unknown)}; kinds: {', '.join(sorted(KINDS))}")
+        """Refuse a range without a number in it."""
         if self.min_constraints > self.max_constraints:
             raise ValueError(f"min_constraints {self.min_constraints} is above max_constraints {self.max_constraints}")
         return self
@@ -79,7 +77,7 @@ class Constraints(Task):
     def prompts(self, split: Split) -> Iterator[Prompt]:
         """Yield `count` prompts of a split. Raises InputError where so many different ones cannot be drawn."""
         sizes = range(self.min_constraints, self.max_constraints + 1)
-        combinations = _by_kind(sizes, split, without=frozenset(self.leave_out))
+        combinations = _by_kind(sizes, split, within=EASY if self.difficulty == "easy" else frozenset(KINDS))
         rng = Random(f"constraints/{split}/{self.seed}/{self.min_constraints}/{self.max_constraints}")
         seen: set[str] = set()
         failed = 0
@@ -108,11 +106,11 @@ class Constraints(Task):
         return Verifiable()
 
 
-def _by_kind(sizes: Iterable[int], split: Split, *, without: frozenset[str]) -> dict[str, list[list[Names]]]:
+def _by_kind(sizes: Iterable[int], split: Split, *, within: frozenset[str]) -> dict[str, list[list[Names]]]:
     """Map each kind to the split's combinations that have it, a list a size; a kind without any is left out."""
     found: dict[str, dict[int, list[Names]]] = {}
     for names in (names for size in sizes for names in list_combinations(size) if assign_split(names) == split):
-        for name in names if without.isdisjoint(names) else ():
+        for name in names if within.issuperset(names) else ():
             found.setdefault(name, {}).setdefault(len(names), []).append(names)
     return {name: list(by_size.values()) for name, by_size in sorted(found.items())}
 

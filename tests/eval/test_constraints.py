@@ -13,7 +13,7 @@ import eval.tasks.constraints as task_module
 from counterfoil.errors import InputError
 from counterfoil.records import Completion, Prompt
 from eval.constraints.kind import Topic
-from eval.constraints.kinds import KINDS, list_combinations
+from eval.constraints.kinds import EASY, KINDS, list_combinations
 from eval.constraints.structure import KEYS, LABELS
 from eval.constraints.text import sentences, words
 from eval.constraints.topics import HELDOUT_TOPICS, TRAIN_TOPICS
@@ -298,3 +298,13 @@ def test_plain_text_passages() -> None:
         assert 35 <= len(words(passage)) <= 60, passage
         assert passage.isascii()
     assert all(first.split()[:4] != second.split()[:4] for first, second in pairwise(sorted(PASSAGES)))
+
+
+def test_easy_prompts_have_twenty_kinds_in_both_splits_and_no_combination_in_common() -> None:
+    found: dict[Split, set[str]] = {}
+    for split in ("train", "heldout"):
+        prompts = list(Constraints(count=400, difficulty="easy").prompts(split))
+        found[split] = {item.tags["kinds"] for item in prompts}
+        assert {kind for names in found[split] for kind in names.split("+")} == EASY
+    assert len(EASY) >= 20
+    assert found["train"].isdisjoint(found["heldout"])

