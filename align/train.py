@@ -93,7 +93,8 @@ class Train(Job):
             run.write("metrics.jsonl", {key: _plain(value) for key, value in row.items()})
         self._save(run, trainer)
         run.figures |= _summarise(trainer.state.log_history)
-        run.tokens["trained"] = int(trainer.state.num_input_tokens_seen)
+        counted = [row["num_tokens"] for row in trainer.state.log_history if "num_tokens" in row]
+        run.tokens["trained"] = int(counted[-1]) if counted else 0
 
     def _read_pairs(self, run: Run, folder: Path) -> list[dict[str, Any]]:
         from decode.chat import load_tokenizer
