@@ -103,7 +103,7 @@ class HttpClient:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=_LANE)
         ssl_context = httpx.create_ssl_context()
         self._lanes = [  # no timeout of httpx's own: _try bounds each try as a whole
-            httpx.AsyncClient(limits=limits, verify=ssl_context, timeout=None)  # noqa: S113
+            httpx.AsyncClient(limits=limits, verify=ssl_context, timeout=None)  # noqa: S113  (each request has its own)
             for _ in range(0, max_in_flight, _LANE)
         ]
         self._next_lane = itertools.cycle(self._lanes)

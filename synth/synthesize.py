@@ -3,7 +3,7 @@
     prompts -> (engine) candidates -> (scorer) scores -> (recipe) pairs -> (filters) pairs.jsonl
                                                    whatever stops on the way -> dropped.jsonl
 
-Every candidate and every score is kept, so that another margin needs no new generation. Two passes: the first asks the
+Every candidate and every score is kept in the run's folder. Two passes: the first asks the
 engine and keeps answers as they land; the second walks the prompts in order and writes, so that the output is the same
 however often the run was interrupted.
 """
