@@ -187,11 +187,14 @@ def parse_override(text: str) -> tuple[str, Any]:
 def apply_override(values: dict[str, Any], key: str, value: Any, *, cls: type[Config] | None = None) -> None:
     """Set `key` (dotted) in nested `values`. A bare name on the way becomes a mapping with that name.
 
-    What is left at its default, at any depth, keeps that default (of `cls`) but for what the override changes.
+    What is left at its default, at any depth, keeps that default (of `cls`) but for what the override changes. A text for
+    a field (of `cls`) that takes several values is split at its commas: `a,b` or `[a,b]`.
     """
     head, _, rest = key.partition(".")
     if not rest:
-        values[head] = value
+        kind = str(cls.model_fields[head].annotation) if cls and head in cls.model_fields else ""
+        several = isinstance(value, str) and kind.startswith("tuple[") and "..." in kind
+        values[head] = [part for part in value.strip("[]").split(",") if part] if several else value
         return
     found: Any = cls.model_fields[head].default if cls and head in cls.model_fields else None
     default: Config | None = found if isinstance(found, Config) else None

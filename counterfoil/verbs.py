@@ -62,15 +62,8 @@ def load_job(
         if verb == "run" and "." in key and isinstance(values.get("jobs"), dict) and head in values["jobs"]:
             values["changes"] = {**values.get("changes", {}), key: value}
         else:
-            apply_override(values, key, _as_list(cls, key, value), cls=cls)
+            apply_override(values, key, value, cls=cls)
     return build(cls, values, source=_name_source(path, used)), used
-
-
-def _as_list(cls: type[Config], key: str, value: Any) -> Any:
-    """Split a,b,c where the field takes several values."""
-    item = cls.model_fields.get(key)
-    several = item is not None and str(item.annotation).startswith("tuple[") and "..." in str(item.annotation)
-    return [part for part in value.split(",") if part] if several and isinstance(value, str) else value
 
 
 def _name_source(path: Path, overrides: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -83,14 +84,26 @@ def hf_session() -> Iterator[Session]:
 @pytest.fixture(scope="session")
 def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start vLLM's server with the embedded model, served as `smollm2`; yield its base_url, stop it by process id."""
+    with _serve(tmp_path_factory.mktemp("vllm_server") / "log.txt") as base_url:
+        yield base_url
+
+
+@pytest.fixture
+def lora_server(tmp_path: Path, adapter: Path) -> Iterator[str]:
+    """Start such a server that has the adapter as well, under the name `tuned`."""
+    with _serve(tmp_path / "log.txt", "--enable-lora", "--lora-modules", f"tuned={adapter}") as base_url:
+        yield base_url
+
+
+@contextmanager
+def _serve(log: Path, *more: str) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("vllm_server") / "log.txt"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(find_model("smollm2"))]
     command += ["--served-model-name", "smollm2", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
     command += ["--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "16"]
-    command += ["--kv-cache-memory-bytes", str(512 * 1024**2)]
+    command += ["--kv-cache-memory-bytes", str(512 * 1024**2), *more]
     env = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": "2", "VLLM_CPU_OMP_THREADS_BIND": "0-1"}
     with log.open("wb") as out:
         process = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)

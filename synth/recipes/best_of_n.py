@@ -2,8 +2,8 @@
 
 Source: the on-policy pairs of Meng et al. 2024 (SimPO, arXiv 2405.14734, section 4), best and worst of n samples by a
 scorer. Differences: (1) a margin below which there is no pair; (2) a tie is never a pair; (3) among equally scored
-candidates the two of the most equal length are taken, so that length does not become the lesson; (4) several pairs a
-prompt, none sharing a candidate.
+candidates a finished answer is chosen before one that was cut off, and then the two of the most equal length are taken,
+so that length does not become the lesson; (4) several pairs a prompt, none sharing a candidate.
 """
 
 from collections.abc import Sequence
@@ -64,15 +64,20 @@ class BestOfN(Recipe):
 
 
 def _choose(candidates: Sequence[Candidate]) -> tuple[Candidate, Candidate]:
-    """Take a highest and a lowest scored candidate: of several, the two whose lengths in tokens are the closest."""
+    """Take a highest and a lowest scored candidate: of several, a finished best, then the two closest in length."""
     high = max(item.score for item in candidates)
     low = min(item.score for item in candidates)
-    choices = [
-        (abs(best.completion.num_tokens - worst.completion.num_tokens), best.completion.index, worst.completion.index)
-        for best in candidates
-        for worst in candidates
-        if best.score == high and worst.score == low and best is not worst
-    ]
-    _, first, second = min(choices)
-    by_index = {item.completion.index: item for item in candidates}
-    return by_index[first], by_index[second]
+    return min(
+        (
+            (best, worst)
+            for best in candidates
+            for worst in candidates
+            if best.score == high and worst.score == low and best is not worst
+        ),
+        key=lambda pair: (
+            pair[0].completion.finish_reason == "length",
+            abs(pair[0].completion.num_tokens - pair[1].completion.num_tokens),
+            pair[0].completion.index,
+            pair[1].completion.index,
+        ),
+    )

@@ -12,7 +12,9 @@ from align import train as train_module
 from align.objectives.dpo import Dpo
 from align.train import Lora, Train
 from counterfoil.errors import InputError, RunError
+from counterfoil.job import Finished
 from counterfoil.records import Completion, Pair, Prompt
+from decode.chat import load_tokenizer
 
 
 def make_pairs(path: Path, count: int = 12) -> Path:
@@ -98,15 +100,25 @@ def test_scoring_completions_alone_changes_no_loss(
     pairs = make_pairs(tmp_path / "pairs.jsonl")
     ours = make_job(pairs, tiny_model).run(tmp_path / "ours", quiet=True)
     monkeypatch.setattr(train_module, "_score_completions_only", lambda: setattr(utils, "_use_triton", _use_triton))
-    plain = make_job(pairs, tiny_model).run(tmp_path / "plain", quiet=True)
-    for left, right in zip(
-        (ours.folder / "metrics.jsonl").read_text().splitlines(),
-        (plain.folder / "metrics.jsonl").read_text().splitlines(),
-        strict=True,
-    ):
-        first, second = json.loads(left), json.loads(right)
-        assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)
-        assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-4)
+    check_same_steps(ours, make_job(pairs, tiny_model).run(tmp_path / "plain", quiet=True))
+
+
+@pytest.mark.parametrize("epochs", [1, 2])  # with the reference in the step, and computed before
+def test_sharing_prompts_changes_no_figure_of_a_step(tmp_path: Path, tiny_model: Path, epochs: int) -> None:
+    job = make_job(make_pairs(tmp_path / "pairs.jsonl"), tiny_model, epochs=epochs, batch_size=4)
+    ours = job.model_copy(update={"share_prompts": True}).run(tmp_path / "ours", quiet=True)
+    plain = job.model_copy(update={"share_prompts": False}).run(tmp_path / "plain", quiet=True)
+    check_same_steps(ours, plain)
+
+
+def check_same_steps(one: Finished, other: Finished) -> None:
+    first, second = (
+        [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()] for run in (one, other)
+    )
+    for row, twin in zip(first, second, strict=True):
+        assert row.keys() == twin.keys()
+        for key in row:
+            assert row[key] == pytest.approx(twin[key], rel=1e-4, abs=1e-5), key
 
 
 def test_what_cannot_teach_is_dropped_by_name(tmp_path: Path, tiny_model: Path) -> None:
@@ -145,6 +157,13 @@ def test_nothing_left_to_train_on_is_an_input_error(tmp_path: Path, tiny_model: 
     assert not (tmp_path / "run" / "manifest.json").exists()
 
 
+def test_a_target_that_is_no_module_is_an_input_error(tmp_path: Path, tiny_model: Path) -> None:
+    pairs = make_pairs(tmp_path / "pairs.jsonl")
+    with pytest.raises(InputError, match="no_proj") as raised:
+        make_job(pairs, tiny_model, lora=Lora(targets=("q_proj", "no_proj"))).run(tmp_path / "run", quiet=True)
+    assert "q_proj" in raised.value.allowed
+
+
 def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path, tiny_model: Path) -> None:
     job = make_job(make_pairs(tmp_path / "pairs.jsonl"), tiny_model, learning_rate=1e30, warmup_frac=0, epochs=3)
     with pytest.raises(RunError, match="the loss became"):
@@ -177,3 +196,38 @@ def test_sft_term_is_added_to_the_loss(tmp_path: Path, tiny_model: Path) -> None
     done = job.run(tmp_path / "run", quiet=True)
     first = json.loads((done.folder / "metrics.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(0.693 + 10.8, abs=0.4)
+
+
+def test_normalised_by_length_is_plain_dpo_with_beta_a_token(tmp_path: Path, tiny_model: Path) -> None:
+    """Where both answers have n tokens, beta x n of the normalised loss is beta of the plain one."""
+    prompt = Prompt.make("Count.")
+    texts = ("one two three", "three two one")
+    answers = [
+        Completion.make(
+            prompt_id=prompt.id, index=at, text=text, finish_reason="stop", num_prompt_tokens=9, num_tokens=5
+        )
+        for at, text in enumerate(texts)
+    ]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(Pair.make(prompt, *answers, scores=(1.0, 0.0), recipe="test").model_dump_json() + "\n")
+    tokenizer = load_tokenizer(str(tiny_model))
+    asked = tokenizer.apply_chat_template(list(prompt.messages), add_generation_prompt=True, return_dict=False)
+    lengths = {
+        len(tokenizer.apply_chat_template([*prompt.messages, {"role": "assistant", "content": text}], return_dict=False))
+        - len(asked)
+        for text in texts
+    }
+    (length,) = lengths
+    settings: dict[str, Any] = {"batch_size": 1, "epochs": 6}
+    plain = make_job(pairs, tiny_model, objective=Dpo(beta=0.2), **settings).run(tmp_path / "plain", quiet=True)
+    normed = make_job(
+        pairs, tiny_model, objective=Dpo(beta=0.2 * length, length_normalised=True), **settings
+    ).run(tmp_path / "normed", quiet=True)  # fmt: skip
+    losses = [
+        [json.loads(line)["loss"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+        for run in (plain, normed)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0][-1] < 0.69 == pytest.approx(losses[0][0], abs=0.01)
+    with pytest.raises(ValueError, match="label_smoothing"):
+        Dpo(length_normalised=True, label_smoothing=0.1)

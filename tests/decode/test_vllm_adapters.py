@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from decode.engine import Request, Sampling, Session
+from decode.engines.openai_api import OpenaiApi
 
 SCRIPT = """
 import json, sys
@@ -55,10 +56,24 @@ def test_an_adapter_per_request_and_merged_equal_transformers(hf_session: Sessio
     assert found["merged base"] == [None] * 3, "a merged session refuses requests for the bare model"
     assert "LoRA" in found["unmerged score"]
     assert len(found["merged score"]) > 1
-    sampling = Sampling(max_new_tokens=8, logprobs=True)
     for name, expected in ((None, base), (str(adapter), tuned)):
-        requests = [
-            Request(str(at), ({"role": "user", "content": text},), sampling, name) for at, text in enumerate(PROMPTS)
-        ]
-        theirs = {item.id: item.completions[0].token_ids for item in hf_session.complete(requests)}
-        assert [list(theirs[str(at)] or ()) for at in range(3)] == expected
+        assert [list(answer or ()) for answer in ask(hf_session, name)] == expected
+
+
+@pytest.mark.slow
+def test_an_adapter_of_a_server_equals_transformers(hf_session: Session, lora_server: str, adapter: Path) -> None:
+    with OpenaiApi(base_url=lora_server, timeout_s=120).open("smollm2", adapters=["tuned"]) as session:
+        answers = {name: ask(session, name, text=True) for name in (None, "tuned")}
+    assert answers[None] != answers["tuned"]
+    assert answers[None] == ask(hf_session, None, text=True)
+    assert answers["tuned"] == ask(hf_session, str(adapter), text=True)
+
+
+def ask(session: Session, adapter: str | None, *, text: bool = False) -> list[object]:
+    """Answer the prompts greedily, in order: the tokens, or the text."""
+    sampling = Sampling(max_new_tokens=8, logprobs=True)
+    requests = [
+        Request(str(at), ({"role": "user", "content": prompt},), sampling, adapter) for at, prompt in enumerate(PROMPTS)
+    ]
+    found = {item.id: item.completions[0] for item in session.complete(requests)}
+    return [found[str(at)].text if text else found[str(at)].token_ids for at in range(len(PROMPTS))]

@@ -15,13 +15,15 @@ from synth.recipes.best_of_n import BestOfN
 PROMPT = Prompt.make("Say it.")
 
 
-def candidate(index: int, score: float, text: str | None = None, *, num_tokens: int = 5) -> Candidate:
+def candidate(
+    index: int, score: float, text: str | None = None, *, num_tokens: int = 5, cut_off: bool = False
+) -> Candidate:
     """Return sample `index` of PROMPT; texts differ unless given."""
     completion = Completion.make(
         prompt_id=PROMPT.id,
         index=index,
         text=f"answer {index}" if text is None else text,
-        finish_reason="stop",
+        finish_reason="length" if cut_off else "stop",
         num_prompt_tokens=2,
         num_tokens=num_tokens,
     )
@@ -89,6 +91,13 @@ def test_among_equals_the_closest_lengths_are_taken() -> None:
     lengths = [(1.0, 10), (1.0, 40), (0.0, 18), (0.0, 38), (0.0, 90)]
     given = [candidate(at, score, num_tokens=tokens) for at, (score, tokens) in enumerate(lengths)]
     assert indices(contrast(*given), given) == [(1, 3)]
+
+
+def test_among_equals_a_finished_answer_is_chosen() -> None:
+    given = [candidate(0, 1.0, num_tokens=9, cut_off=True), candidate(1, 1.0), candidate(2, 0.0, num_tokens=9)]
+    assert indices(contrast(*given), given) == [(1, 2)]
+    alone = [given[0], given[2]]
+    assert indices(contrast(*alone), alone) == [(0, 2)]
 
 
 def test_several_pairs_share_no_candidate_and_stop_at_the_margin() -> None:

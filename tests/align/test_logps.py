@@ -1,0 +1,188 @@
+"""Sharing prefixes changes no state and no gradient: each model against its own plain forward, one row at a time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+
+from align.logps import Trie, can_share, share_prefixes
+from counterfoil.errors import InputError
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "llama": lambda: transformers.LlamaConfig(**SMALL),
+    "mistral in a window": lambda: transformers.MistralConfig(**SMALL, sliding_window=5),
+    "qwen2": lambda: transformers.Qwen2Config(**SMALL),
+    "qwen3": lambda: transformers.Qwen3Config(**SMALL),
+    "gemma": lambda: transformers.GemmaConfig(**SMALL),
+    "gemma3, whole and in a window": lambda: transformers.Gemma3TextConfig(
+        **SMALL, sliding_window=4, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
+    ),
+    "phi3": lambda: transformers.Phi3Config(**SMALL),
+    "gpt2": lambda: transformers.GPT2Config(
+        vocab_size=97, n_embd=32, n_layer=3, n_head=4, n_positions=128, pad_token_id=0, bos_token_id=1, eos_token_id=2
+    ),
+}
+TARGETS = {"gpt2": ["c_attn", "c_proj", "c_fc"]}
+
+
+def make_model(kind: str, *, seed: int = 0) -> Any:
+    """Build a random model in which nothing is near zero, with a LoRA adapter that does something."""
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[kind]()).eval()
+    for value in model.parameters():
+        torch.nn.init.normal_(value, std=0.2)
+    lora = LoraConfig(
+        r=4, target_modules=TARGETS.get(kind, "all-linear"), fan_in_fan_out=kind == "gpt2", task_type="CAUSAL_LM"
+    )
+    tuned = get_peft_model(model, lora)
+    for name, value in tuned.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(value, std=0.2)
+    return tuned.eval()
+
+
+def make_rows(shape: str) -> list[list[int]]:
+    """List rows of tokens that share prefixes in one way or another."""
+    torch.manual_seed(len(shape))
+
+    def draw(count: int) -> list[int]:
+        return torch.randint(3, 97, (count,)).tolist()
+
+    system, first, second = draw(6), draw(5), draw(9)
+    return {
+        "two pairs": [
+            system + first + draw(4), system + second + draw(7), system + first + draw(8), system + second + draw(1),
+        ],
+        "k completions": [system + first + draw(count) for count in (3, 1, 9, 5, 2)],
+        "nothing shared": [[3, *draw(8)], [4, *draw(2)], [5, *draw(5)]],
+        "a row twice": [first + second, first + second, first + draw(3)],
+        "one row begins another": [first + second, first, first + second + draw(3)],
+        "one row": [system + first],
+    }[shape]  # fmt: skip
+
+
+SHAPES = ["two pairs", "k completions", "nothing shared", "a row twice", "one row begins another", "one row"]
+
+
+def pad(rows: list[list[int]], side: str) -> tuple[Tensor, Tensor]:
+    length = max(map(len, rows))
+    gaps = [[0] * (length - len(row)) for row in rows]
+    ids = [row + gap if side == "right" else gap + row for row, gap in zip(rows, gaps, strict=True)]
+    ones = [[1] * len(row) for row in rows]
+    mask = [one + gap if side == "right" else gap + one for one, gap in zip(ones, gaps, strict=True)]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def read_gradients(model: Any) -> dict[str, Tensor]:
+    found = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_states_and_gradients_are_those_of_the_plain_form(kind: str, shape: str, side: str) -> None:
+    model = make_model(kind)
+    backbone = model.get_base_model().base_model
+    rows = make_rows(shape)
+    weights = [torch.randn(len(row), 32, generator=torch.Generator().manual_seed(7)) for row in rows]
+    expected = [backbone(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state[0] for row in rows]
+    sum((state * weight).sum() for state, weight in zip(expected, weights, strict=True)).backward()  # pyright: ignore
+    gradients = read_gradients(model)
+
+    share_prefixes(model.get_base_model())
+    ids, mask = pad(rows, side)
+    states = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    assert states.shape == (*ids.shape, 32)
+    found = [state[keep.bool()] for state, keep in zip(states, mask, strict=True)]
+    sum((state * weight).sum() for state, weight in zip(found, weights, strict=True)).backward()  # pyright: ignore
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-5)
+    shared = read_gradients(model)
+    assert shared.keys() == gradients.keys()
+    assert gradients
+    for name, value in gradients.items():
+        assert (shared[name] - value).norm() <= 1e-4 * value.norm(), name
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_trie_has_a_node_for_each_different_prefix(shape: str) -> None:
+    rows = make_rows(shape)
+    ids, mask = pad(rows, "right")
+    trie = Trie.build(ids, mask)
+    prefixes = {tuple(row[: end + 1]) for row in rows for end in range(len(row))}
+    assert len(trie.source) == len(trie.positions) == len(prefixes) == sum(t.stop - t.start for t in trie.tails)
+    tokens = ids.reshape(-1)[trie.source]
+    for row, nodes in zip(rows, trie.target, strict=True):
+        assert tokens[nodes[: len(row)]].tolist() == row
+        assert trie.positions[nodes[: len(row)]].tolist() == list(range(len(row)))
+
+
+def test_a_tokens_change_in_one_branch_reaches_no_other() -> None:
+    model = make_model("llama").get_base_model()
+    share_prefixes(model)
+    rows = make_rows("two pairs")
+    before = model.base_model(*pad(rows, "right"), use_cache=False).last_hidden_state
+    changed = [rows[0], rows[1], [*rows[2][:-3], 90, 91, 92], rows[3]]
+    after = model.base_model(*pad(changed, "right"), use_cache=False).last_hidden_state
+    for at in (0, 1, 3):
+        torch.testing.assert_close(after[at, : len(rows[at])], before[at, : len(rows[at])], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(after[2, len(rows[2]) - 3 : len(rows[2])], before[2, len(rows[2]) - 3 : len(rows[2])])
+
+
+def test_calls_of_another_form_go_through_as_before() -> None:
+    model = make_model("llama").get_base_model()
+    ids = torch.tensor([make_rows("one row")])
+    plain = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False)
+    logits = model(input_ids=ids, output_hidden_states=True).hidden_states
+    share_prefixes(model)
+    assert model.generate(input_ids=ids, max_new_tokens=6, do_sample=False).tolist() == plain.tolist()
+    for one, other in zip(model(input_ids=ids, output_hidden_states=True).hidden_states, logits, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    results: list[dict[str, Tensor]] = []
+    for checkpoint in (False, True):
+        model = make_model("llama").train()
+        base = model.get_base_model()
+        share_prefixes(base)
+        if checkpoint:
+            base.gradient_checkpointing_enable({"use_reentrant": False})
+        ids, mask = pad(make_rows("two pairs"), "right")
+        (base.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state ** 2).sum().backward()
+        results.append(read_gradients(model))
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value)
+
+
+def test_models_whose_states_need_more_than_a_prefix_are_refused_by_name() -> None:
+    mamba = transformers.MambaForCausalLM(
+        transformers.MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, state_size=4)
+    )
+    soft = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**SMALL))
+    mixed = transformers.Qwen3NextForCausalLM(
+        transformers.Qwen3NextConfig(**SMALL, layer_types=["linear_attention", "full_attention", "linear_attention"])
+    )
+    for model, reason in ((mamba, "cannot be replaced"), (soft, "soft-capped"), (mixed, "linear_attention")):
+        assert not can_share(model)
+        with pytest.raises(InputError, match=reason):
+            share_prefixes(model)
