@@ -49,7 +49,8 @@ def serve_bare(pipe: Connection) -> None:
     def work(path: Path) -> int:
         prompts = [Prompt.model_validate_json(line) for line in path.read_text().splitlines()]
         ids = [{"prompt_token_ids": encode_prompt(tokenizer, item.messages)} for item in prompts]
-        seeds = [recipe.sampling().model_copy(update={"seed": draw_seed(0, item.id)}) for item in prompts]
+        (sampling,) = recipe.samplings()
+        seeds = [sampling.model_copy(update={"seed": draw_seed(0, item.id)}) for item in prompts]
         outputs = llm.generate(ids, [_sampling_params(item) for item in seeds], use_tqdm=False)  # type: ignore[arg-type]
         llm.reset_prefix_cache()
         return sum(len(part.token_ids) for output in outputs for part in output.outputs)

@@ -26,8 +26,8 @@ class Recipe(Choice):
     """What the engine must give."""
 
     @abstractmethod
-    def sampling(self) -> Sampling:
-        """Return how candidates are drawn; the seed is set for each prompt by the job."""
+    def samplings(self) -> tuple[Sampling, ...]:
+        """Return how candidates are drawn, a request each; they come in this order. The job sets each prompt's seed."""
 
     @abstractmethod
     def contrast(self, prompt: Prompt, candidates: Sequence[Candidate]) -> list[Pair] | Dropped:

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from counterfoil.job import Job, Run
 from counterfoil.jsonl import read_jsonl
-from counterfoil.records import Dropped, Pair, Prompt
+from counterfoil.records import Completion, Dropped, Pair, Prompt
 from decode.engine import Engine, Request, require
 from decode.engines.vllm import Vllm
 from decode.generate import ask, draw_seed, read_answer, refuse_none
@@ -58,8 +58,10 @@ class Synthesize(Job):
         """Ask, then contrast."""
         run.facts["seeds"] = {"seed": self.seed}
         run.open_output("dropped.jsonl")
-        requests = (self._request(prompt) for prompt in self._unique(run))
-        ask(run, self.engine, self.model, lambda: requests, total=self.task.size("train"))
+        requests = (request for prompt in self._unique(run) for request in self._requests(prompt))
+        size = self.task.size("train")
+        total = None if size is None else size * len(self.recipe.samplings())
+        ask(run, self.engine, self.model, lambda: requests, total=total)
         for _ in requests:  # where nothing was left to ask, the prompts were not all walked
             pass
         refuse_none(run.counts["prompts"], run.dropped, where="task")
@@ -97,9 +99,24 @@ class Synthesize(Job):
                 run.write("prompts.jsonl", item)
                 yield item
 
-    def _request(self, prompt: Prompt) -> Request:
-        sampling = self.recipe.sampling().model_copy(update={"seed": draw_seed(self.seed, prompt.id)})
-        return Request(prompt.id, prompt.messages, sampling)
+    def _requests(self, prompt: Prompt) -> Iterator[Request]:
+        """Yield a request for each of the recipe's samplings; the first bears the prompt's id."""
+        for number, sampling in enumerate(self.recipe.samplings()):
+            seeded = sampling.model_copy(update={"seed": draw_seed(self.seed, prompt.id)})
+            yield Request(f"{prompt.id}/{number}" if number else prompt.id, prompt.messages, seeded)
+
+    def _read_answers(self, run: Run, prompt: Prompt) -> list[Completion] | Dropped:
+        """Return a prompt's answers, numbered through all its requests, or why one of them failed."""
+        found: list[Completion] = []
+        for request in self._requests(prompt):
+            answer = read_answer(run, self.engine, self.model, request)
+            if isinstance(answer, Dropped):
+                return answer.model_copy(update={"id": prompt.id})
+            start = len(found)
+            for item in answer:
+                rest = item.model_dump(exclude={"id", "prompt_id", "index"})
+                found.append(Completion.make(prompt_id=prompt.id, index=start + item.index, **rest))
+        return found
 
     def _contrast(
         self,
@@ -109,7 +126,7 @@ class Synthesize(Job):
         judges: list[Callable[[Pair], Dropped | None]],
         counts: Counter[str],
     ) -> None:
-        answer = read_answer(run, self.engine, self.model, self._request(prompt))
+        answer = self._read_answers(run, prompt)
         if isinstance(answer, Dropped):
             run.counts["failed"] = run.counts.get("failed", 0) + 1
             run.drop(answer)

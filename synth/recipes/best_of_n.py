@@ -3,7 +3,8 @@
 Source: the on-policy pairs of Meng et al. 2024 (SimPO, arXiv 2405.14734, section 4), best and worst of n samples by a
 scorer. Differences: (1) a margin below which there is no pair; (2) a tie is never a pair; (3) among equally scored
 candidates a finished answer is chosen before one that was cut off, and then the two of the most equal length are taken,
-so that length does not become the lesson; (4) several pairs a prompt, none sharing a candidate.
+so that length does not become the lesson; (4) several pairs a prompt, none sharing a candidate; (5) optionally, the greedy
+answer among the candidates.
 """
 
 from collections.abc import Sequence
@@ -33,12 +34,16 @@ class BestOfN(Recipe):
     """Cut an answer off after this many tokens."""
     margin: float = Field(default=0.5, gt=0)
     """Smallest difference of scores that makes a pair."""
+    greedy: bool = False
+    """Ask for the greedy answer as well and make the first pair with it where the margin is enough: it is what a served
+    model says, and its faults, loops above all, are rare among samples."""
     max_pairs: int = Field(default=1, ge=1)
     """Pairs a prompt, at most."""
 
-    def sampling(self) -> Sampling:
-        """Return the sampling of the candidates."""
-        return Sampling(n=self.n, temperature=self.temperature, min_p=self.min_p, max_new_tokens=self.max_new_tokens)
+    def samplings(self) -> tuple[Sampling, ...]:
+        """Return the sampling of the candidates, and the greedy one where it is wanted."""
+        drawn = Sampling(n=self.n, temperature=self.temperature, min_p=self.min_p, max_new_tokens=self.max_new_tokens)
+        return (drawn, Sampling(max_new_tokens=self.max_new_tokens)) if self.greedy else (drawn,)
 
     def contrast(self, prompt: Prompt, candidates: Sequence[Candidate]) -> list[Pair] | Dropped:
         """Pair the best with the worst, again and again, while the margin is enough."""
@@ -47,7 +52,7 @@ class BestOfN(Recipe):
             return Dropped(id=prompt.id, stage="contrast", reason="fewer than two answers with text")
         pairs: list[Pair] = []
         while len(left) >= 2 and len(pairs) < self.max_pairs:
-            best, worst = _choose(left)
+            best, worst = (None if pairs else self._choose_greedy(left)) or _choose(left)
             if best.score - worst.score < self.margin:
                 break
             if best.completion.text == worst.completion.text:  # a noisy scorer: the text tells nothing about itself
@@ -62,18 +67,34 @@ class BestOfN(Recipe):
         reason = "all scored alike" if top == min(item.score for item in candidates) else "margin too small"
         return Dropped(id=prompt.id, stage="contrast", reason=reason, detail=f"best score {top:.3f}")
 
+    def _choose_greedy(self, candidates: Sequence[Candidate]) -> tuple[Candidate, Candidate] | None:
+        """Set the greedy answer against the best sample, or else the worst against it; None where neither has the margin."""
+        others = [item for item in candidates if item.completion.index < self.n]
+        for greedy in (item for item in candidates if item.completion.index >= self.n):
+            for pair in (_closest(_highest(others), [greedy]), _closest([greedy], _lowest(others))):
+                if pair[0].score - pair[1].score >= self.margin:
+                    return pair
+        return None
+
+
+def _highest(candidates: Sequence[Candidate]) -> list[Candidate]:
+    high = max(item.score for item in candidates)
+    return [item for item in candidates if item.score == high]
+
+
+def _lowest(candidates: Sequence[Candidate]) -> list[Candidate]:
+    low = min(item.score for item in candidates)
+    return [item for item in candidates if item.score == low]
+
 
 def _choose(candidates: Sequence[Candidate]) -> tuple[Candidate, Candidate]:
-    """Take a highest and a lowest scored candidate: of several, a finished best, then the two closest in length."""
-    high = max(item.score for item in candidates)
-    low = min(item.score for item in candidates)
+    return _closest(_highest(candidates), _lowest(candidates))
+
+
+def _closest(highest: Sequence[Candidate], lowest: Sequence[Candidate]) -> tuple[Candidate, Candidate]:
+    """Take a finished best answer before one that was cut off, and of several the two closest in tokens."""
     return min(
-        (
-            (best, worst)
-            for best in candidates
-            for worst in candidates
-            if best.score == high and worst.score == low and best is not worst
-        ),
+        ((best, worst) for best in highest for worst in lowest if best is not worst),
         key=lambda pair: (
             pair[0].completion.finish_reason == "length",
             abs(pair[0].completion.num_tokens - pair[1].completion.num_tokens),

@@ -100,6 +100,23 @@ def test_among_equals_a_finished_answer_is_chosen() -> None:
     assert indices(contrast(*alone), alone) == [(0, 2)]
 
 
+@pytest.mark.parametrize(
+    ("samples", "greedy", "expected"),
+    [
+        ((0.5, 1.0, 0.0), 0.5, (1, 3)),  # rejected where a sample is better by the margin
+        ((0.5, 1.0, 0.0), 1.0, (3, 2)),  # chosen where it is better than a sample by the margin
+        ((0.5, 1.0, 0.5), 0.75, (1, 0)),  # left alone where neither holds
+    ],
+)
+def test_the_greedy_answer_makes_the_first_pair(
+    samples: Sequence[float], greedy: float, expected: tuple[int, int]
+) -> None:
+    recipe = BestOfN(n=3, greedy=True)
+    given = [candidate(at, score) for at, score in enumerate((*samples, greedy))]
+    assert indices(recipe.contrast(PROMPT, given), given) == [expected]
+    assert [(item.n, item.temperature) for item in recipe.samplings()] == [(3, 0.9), (1, 0.0)]
+
+
 def test_several_pairs_share_no_candidate_and_stop_at_the_margin() -> None:
     """Scores 1, .8, .6, .4, .2, 0: 1-0 and .8-.2 differ by 0.5 or more, .6-.4 by 0.2."""
     given = [candidate(at, score) for at, score in enumerate((1.0, 0.8, 0.6, 0.4, 0.2, 0.0))]

@@ -11,6 +11,7 @@ from counterfoil.config import build
 from counterfoil.errors import RunError
 from counterfoil.jsonl import read_jsonl
 from counterfoil.records import Completion, Dropped, Pair, Prompt, Record, Score
+from synth.recipes.best_of_n import BestOfN
 from synth.synthesize import Synthesize
 
 GOOD = "Item three four"
@@ -118,6 +119,16 @@ def test_more_pairs_a_prompt_and_no_filters(job: Synthesize, tmp_path: Path) -> 
         side for pair in read(done.folder, "pairs.jsonl", Pair) for side in (pair.chosen_id, pair.rejected_id)
     )
     assert set(used.values()) == {1}
+
+
+def test_the_greedy_answer_is_one_more_candidate(job: Synthesize, tmp_path: Path) -> None:
+    done = job.model_copy(update={"recipe": BestOfN(n=2, greedy=True)}).run(tmp_path / "run", quiet=True)
+    by_prompt: dict[str, list[int]] = {}
+    for item in read(done.folder, "completions.jsonl", Completion):
+        by_prompt.setdefault(item.prompt_id, []).append(item.index)
+    assert len(by_prompt) == 6
+    assert all(found == [0, 1, 2] for found in by_prompt.values())
+    assert done.manifest["counts"]["dropped"]["generate: request failed"] == 1
 
 
 def test_the_same_job_writes_the_same_bytes_and_a_seed_is_a_choice(tmp_path: Path) -> None:
