@@ -4,6 +4,7 @@ What is in pairs.jsonl goes to TRL's DPOTrainer as it is, less what cannot teach
 training starts). Checkpoints lie in the run folder; running the job again goes on from the last whole one.
 """
 
+import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
@@ -221,6 +222,10 @@ def _check_pair(row: dict[str, Any], seen: set[str], tokenizer: Any, *, max_toke
     empty = [key for key, text in texts.items() if not str(text).strip()]
     if empty:
         return refuse("empty side", ", ".join(empty))
+    try:
+        json.dumps(pair, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair is JSON, but no text that a tokenizer takes
+        return refuse("broken text")
     if texts["chosen"] == texts["rejected"]:
         return refuse("chosen equals rejected")
     mark = content_id(pair)

@@ -32,7 +32,7 @@ from counterfoil.provenance import describe_git, describe_versions
 from counterfoil.records import Dropped, Record, content_id
 from counterfoil.store import Store
 
-__all__ = ["Input", "InputPath", "Job", "Run", "read_manifest", "runs_folder"]
+__all__ = ["Input", "InputPath", "Job", "Run", "list_path_fields", "read_manifest", "runs_folder"]
 
 
 class Input:
@@ -200,12 +200,22 @@ class Job(Config):
 
 
 def _find_inputs(config: Config, prefix: str) -> Iterator[tuple[str, Path]]:
-    for key, item in type(config).model_fields.items():
+    paths = list_path_fields(type(config))
+    for key in type(config).model_fields:
         value = getattr(config, key)
-        if isinstance(value, Config):
-            yield from _find_inputs(value, f"{prefix}{key}.")
-        elif value is not None and (_has_mark(item.metadata) or _has_mark(get_args(item.annotation))):
-            yield f"{prefix}{key}", Path(value)
+        several = isinstance(value, tuple)
+        for at, part in enumerate(value if several else (value,)):
+            name = f"{prefix}{key}[{at}]" if several else f"{prefix}{key}"
+            if isinstance(part, Config):
+                yield from _find_inputs(part, f"{name}.")
+            elif part is not None and key in paths:
+                yield name, Path(part)
+
+
+def list_path_fields(cls: type[Config]) -> frozenset[str]:
+    """Name the fields that take one path or several."""
+    fields = cls.model_fields.items()
+    return frozenset(key for key, item in fields if _has_mark(item.metadata) or _has_mark(get_args(item.annotation)))
 
 
 def _has_mark(parts: Iterable[Any]) -> bool:

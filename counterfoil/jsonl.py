@@ -48,6 +48,11 @@ def check_file(path: Path, where: str) -> None:
 
 def read_lines(path: Path, *, where: str) -> Iterator[dict[str, Any] | Dropped]:
     """Yield each line as a mapping; a broken line comes as Dropped with its number. Raises InputError for no file."""
+    for _, value in _number_lines(path, where):
+        yield value
+
+
+def _number_lines(path: Path, where: str) -> Iterator[tuple[int, dict[str, Any] | Dropped]]:
     check_file(path, where)
     with path.open(encoding="utf-8", errors="replace") as stream:
         for number, line in enumerate(stream, 1):
@@ -56,17 +61,17 @@ def read_lines(path: Path, *, where: str) -> Iterator[dict[str, Any] | Dropped]:
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError) as error:  # not JSON, a number of 5000 digits, 100 000 brackets
-                yield _dropped(line, number, "broken JSON", str(error))
+                yield number, _dropped(line, number, "broken JSON", str(error))
                 continue
             if isinstance(value, dict):
-                yield value
+                yield number, value
             else:
-                yield _dropped(line, number, "not a mapping", type(value).__name__)
+                yield number, _dropped(line, number, "not a mapping", type(value).__name__)
 
 
 def read_jsonl(path: Path, cls: type[RecordT], *, where: str) -> Iterator[RecordT | Dropped]:
     """Yield each line as a `cls`; a line that is none comes as Dropped with what is wrong."""
-    for number, value in enumerate(read_lines(path, where=where), 1):
+    for number, value in _number_lines(path, where):
         if isinstance(value, Dropped):
             yield value
             continue

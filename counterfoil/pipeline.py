@@ -24,9 +24,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
+from counterfoil.config import find_config, read_yaml
 from counterfoil.errors import ConfigError, InputError, RunError
-from counterfoil.job import Job, Run, read_manifest
-from counterfoil.verbs import VERBS, load_job
+from counterfoil.job import Job, Run, list_path_fields, read_manifest
+from counterfoil.verbs import VERBS, find_job, load_job
 
 __all__ = ["Pipeline"]
 
@@ -98,7 +99,7 @@ class Pipeline(Job):
                 folder = run.folder / name
                 run.progress.say(f"{name}: {self.jobs[name]}")
                 job.check()
-                _run_apart(config, folder, label=name)
+                _run_apart([*config, *(["--quiet"] if run.progress.quiet else [])], folder, label=name)
                 manifest = read_manifest(folder)
                 if manifest is None:
                     raise RunError(str(folder), given="no manifest", allowed="a finished job", do="Run again.")
@@ -122,7 +123,9 @@ class Pipeline(Job):
             allowed = f"VERB CONFIG key=value ..., VERB out of {', '.join(verb for verb in VERBS if verb != 'run')}"
             raise ConfigError(f"jobs.{name}", given=repr(self.jobs[name]), allowed=allowed, do="Fix the line.")
         verb, config, *overrides = words
-        overrides = [_place(text, self._before(name), folder) for text in overrides]
+        path = find_config(config, VERBS[verb][1])
+        paths = list_path_fields(find_job(verb, read_yaml(path).get("job"), source=str(path)))
+        overrides = [_place(text, self._before(name), folder, paths) for text in overrides]
         shared = {"model": self.model, "engine": self.engine, "seed": self.seed}
         common = [f"{key}={_word(value)}" for key, value in shared.items() if value is not None]
         mine = {key.partition(".")[2]: value for key, value in self.changes.items() if key.startswith(f"{name}.")}
@@ -139,11 +142,17 @@ def _word(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _place(text: str, earlier: list[str], folder: Path) -> str:
-    """Turn `key=job/file` into `key=folder/job/file` where `job` is an earlier job; in a list, each item."""
-    key, value = text.split("=", 1) if "=" in text else (text, "")
-    parts = [str(folder / part) if part.split("/")[0] in earlier else part for part in value.split(",")]
-    return f"{key}={','.join(parts)}" if "=" in text else text
+def _place(text: str, earlier: list[str], folder: Path, paths: frozenset[str]) -> str:
+    """Turn `key=job/file` into `key=folder/job/file` where `job` is an earlier job; in a list, each item.
+
+    A job's bare name stands for its folder only in a field that takes paths: a job may be called `dpo` as well.
+    """
+    key, sign, value = text.partition("=")
+    parts = [
+        str(folder / part) if part.split("/")[0] in earlier and ("/" in part or key in paths) else part
+        for part in value.split(",")
+    ]
+    return f"{key}{sign}{','.join(parts)}"
 
 
 def _run_apart(command: list[str], folder: Path, *, label: str) -> None:

@@ -85,7 +85,7 @@ class Progress:
     """The progress of one run; its file is a log that grows over resumes."""
 
     def __init__(self, path: Path | None, *, label: str, quiet: bool = False, live: bool = True) -> None:
-        self._label, self._quiet = label, quiet
+        self._label, self.quiet = label, quiet
         self._file = path.open("a", encoding="utf-8") if path else None
         self._live: Any = None
         if live and not quiet and sys.stderr.isatty():
@@ -106,7 +106,7 @@ class Progress:
 
     def say(self, sentence: str) -> None:
         """Print a line, above the live bars if there are any."""
-        if self._quiet:
+        if self.quiet:
             return
         if self._live is not None:
             self._live.console.print(f"{self._label}  {sentence}", markup=False, highlight=False)

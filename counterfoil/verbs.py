@@ -50,8 +50,7 @@ def load_job(
     """
     path = find_config(config, VERBS[verb][1])
     values = read_yaml(path)
-    name = values.pop("job", None)
-    cls = find_job(verb, name, source=str(path))
+    cls = find_job(verb, values.pop("job", None), source=str(path))
     used: list[str] = []
     for text in overrides:
         key, value = parse_override(text)

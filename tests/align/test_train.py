@@ -131,14 +131,16 @@ def test_what_cannot_teach_is_dropped_by_name(tmp_path: Path, tiny_model: Path) 
         good | {"id": "4", "chosen": "a text beside message lists"},
         good | {"id": "5", "chosen": [{"role": "assistant", "content": "long " * 3000}]},
         good | {"id": "6"},
+        good | {"id": "7", "chosen": [{"role": "assistant", "content": "half of a pair \ud800"}]},
     ]
     with path.open("a") as stream:
         stream.writelines(json.dumps(row) + "\n" for row in bad)
         stream.write("{broken\n")
     done = make_job(path, tiny_model).run(tmp_path / "run", quiet=True)
-    assert done.manifest["counts"]["read"] == 11
+    assert done.manifest["counts"]["read"] == 12
     assert done.manifest["counts"]["kept"] == 4
     assert done.manifest["counts"]["dropped"] == {
+        "pairs: broken text": 1,
         "pairs: chosen equals rejected": 1,
         "pairs: empty side": 1,
         "pairs: missing column": 1,

@@ -59,13 +59,13 @@ def test_a_file_that_is_missing_empty_or_a_folder_is_refused(tmp_path: Path) -> 
 def test_a_row_that_is_no_record_is_dropped_with_what_is_wrong(tmp_path: Path) -> None:
     prompt = Prompt.make("Hello.")
     path = tmp_path / "x.jsonl"
-    path.write_text(f'{prompt.model_dump_json()}\n{{"id": "x"}}\n{{"id": "x", "messages": [], "more": 1}}\n')
+    path.write_text(f'{prompt.model_dump_json()}\n\n{{"id": "x"}}\n\n{{"id": "x", "messages": [], "more": 1}}\n')
     first, missing, extra = read_jsonl(path, Prompt, where="rows")
     assert first == prompt
     assert isinstance(missing, Dropped)
     assert isinstance(extra, Dropped)
-    assert (missing.reason, missing.detail) == ("not a Prompt", "line 2: messages: Field required")
-    assert extra.detail.startswith("line 3: more: ")
+    assert (missing.reason, missing.detail) == ("not a Prompt", "line 3: messages: Field required")
+    assert extra.detail.startswith("line 5: more: ")
 
 
 def test_nothing_is_left_of_a_file_that_did_not_end_well(tmp_path: Path) -> None:

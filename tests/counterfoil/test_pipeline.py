@@ -40,9 +40,12 @@ def config_of(folder: Path) -> dict[str, Any]:
     return manifest["config"]
 
 
-def test_the_second_job_reads_what_the_first_wrote(tmp_path: Path, two: Callable[..., Path]) -> None:
+def test_the_second_job_reads_what_the_first_wrote(
+    tmp_path: Path, two: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
     """Three pairs are three prompts; run again, nothing is done again. The pipeline's manifest sums up its jobs'."""
     assert main(["run", str(two()), "--to", "run", "--quiet", "--brief"]) == 0
+    assert capfd.readouterr() == ("", ""), "the jobs are quiet as well"
     manifest = read_manifest(tmp_path / "run")
     assert manifest is not None
     assert manifest["counts"] == {"first": 3, "second": 3, "dropped": {}}
@@ -106,6 +109,18 @@ def test_a_mistake_in_the_last_job_is_known_before_the_first_begins(
         pipeline(two(second)).run("run", quiet=True)
     assert told in str(raised.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_job_may_bear_the_name_of_a_choice(two: Callable[..., Path]) -> None:
+    """`recipe=best_of_n` is a recipe, though a job of that name came before; `task.path=best_of_n/...` is its output."""
+    line = json.loads(two().read_text())["jobs"]["first"]
+    second = f"{line} recipe=best_of_n recipe.n=3"
+    decode = "decode answer prompts=best_of_n/pairs.jsonl"
+    pipeline = build(Pipeline, {"jobs": {"best_of_n": line, "second": second, "third": decode}}, source="test")
+    job, _ = pipeline.load("second", Path("run"))
+    assert job.recipe.n == 3
+    job, _ = pipeline.load("third", Path("run"))
+    assert job.prompts == Path("run/best_of_n/pairs.jsonl")
 
 
 def test_a_name_that_is_no_folder_or_no_job_is_refused(two: Callable[..., Path]) -> None:
