@@ -209,7 +209,7 @@ def _attend(
 
 def _mask(tail: Tail, window: int | None, device: torch.device) -> Tensor | None:
     """Return what a tail may see, (own, before + own); None where it is the plain triangle."""
-    own, total = tail.stop - tail.start, tail.num_before + tail.stop - tail.start
+    total = tail.num_before + tail.stop - tail.start
     if not tail.num_before and (window is None or total <= window):
         return None
     at = torch.arange(tail.num_before, total, device=device)[:, None]

@@ -38,6 +38,18 @@ class Lora(Config):
     targets: tuple[str, ...] = ("all-linear",)
     """Names of the adapted modules; `all-linear` alone stands for every linear layer but the head."""
 
+    def build(self) -> Any:
+        """Return PEFT's config."""
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # pyright: ignore[reportArgumentType]  (PEFT takes any number)
+            lora_dropout=self.dropout,
+            target_modules="all-linear" if self.targets == ("all-linear",) else list(self.targets),
+            task_type="CAUSAL_LM",
+        )
+
 
 class Train(Job):
     """Train an adapter on preference pairs."""
@@ -128,7 +140,6 @@ class Train(Job):
     def _build(self, run: Run, folder: Path, rows: list[dict[str, Any]]) -> Any:
         import torch
         from datasets import Dataset
-        from peft import LoraConfig
         from transformers import AutoModelForCausalLM, PrinterCallback, set_seed
         from trl.trainer.dpo_config import DPOConfig
         from trl.trainer.dpo_trainer import DPOTrainer
@@ -166,21 +177,13 @@ class Train(Job):
             **self.objective.trainer_settings(),
         )
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if half else torch.float32)
-        targets = "all-linear" if self.lora.targets == ("all-linear",) else list(self.lora.targets)
         _check_targets(model, self.lora.targets)
-        adapter = LoraConfig(
-            r=self.lora.rank,
-            lora_alpha=self.lora.alpha,  # pyright: ignore[reportArgumentType]  (PEFT takes any number)
-            lora_dropout=self.lora.dropout,
-            target_modules=targets,
-            task_type="CAUSAL_LM",
-        )
         trainer = DPOTrainer(
             model=model,
             args=settings,
             train_dataset=Dataset.from_list(rows),
             processing_class=load_tokenizer(str(folder)),
-            peft_config=adapter,
+            peft_config=self.lora.build(),
         )
         trainer.remove_callback(PrinterCallback)
         if self.share_prompts or (self.share_prompts is None and not on_gpu and can_share(model)):

@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Annotated, Any, ClassVar, get_args
+from typing import IO, Annotated, Any, ClassVar, cast, get_args
 
 from counterfoil.config import Config, dump
 from counterfoil.errors import ConfigError, InputError, RunError
@@ -202,9 +202,10 @@ class Job(Config):
 def _find_inputs(config: Config, prefix: str) -> Iterator[tuple[str, Path]]:
     paths = list_path_fields(type(config))
     for key in type(config).model_fields:
-        value = getattr(config, key)
+        value: Any = getattr(config, key)
         several = isinstance(value, tuple)
-        for at, part in enumerate(value if several else (value,)):
+        parts = cast("tuple[Any, ...]", value) if several else (value,)
+        for at, part in enumerate(parts):
             name = f"{prefix}{key}[{at}]" if several else f"{prefix}{key}"
             if isinstance(part, Config):
                 yield from _find_inputs(part, f"{name}.")

@@ -4,9 +4,8 @@ import importlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from counterfoil.config import Config, apply_override, build, find_config, parse_override, read_yaml
+from counterfoil.config import apply_override, build, find_config, parse_override, read_yaml
 from counterfoil.errors import ConfigError
 from counterfoil.job import Job
 

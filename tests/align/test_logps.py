@@ -150,7 +150,7 @@ def test_a_tokens_change_in_one_branch_reaches_no_other() -> None:
 
 def test_calls_of_another_form_go_through_as_before() -> None:
     model = make_model("llama").get_base_model()
-    ids = torch.tensor([make_rows("one row")])
+    ids = torch.tensor(make_rows("one row"))
     plain = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False)
     logits = model(input_ids=ids, output_hidden_states=True).hidden_states
     share_prefixes(model)

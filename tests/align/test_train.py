@@ -215,7 +215,9 @@ def test_normalised_by_length_is_plain_dpo_with_beta_a_token(tmp_path: Path, tin
     tokenizer = load_tokenizer(str(tiny_model))
     asked = tokenizer.apply_chat_template(list(prompt.messages), add_generation_prompt=True, return_dict=False)
     lengths = {
-        len(tokenizer.apply_chat_template([*prompt.messages, {"role": "assistant", "content": text}], return_dict=False))
+        len(
+            tokenizer.apply_chat_template([*prompt.messages, {"role": "assistant", "content": text}], return_dict=False)
+        )
         - len(asked)
         for text in texts
     }
