@@ -200,8 +200,7 @@ class Job(Config):
 
 
 def _find_inputs(config: Config, prefix: str) -> Iterator[tuple[str, Path]]:
-    paths = list_path_fields(type(config))
-    for key in type(config).model_fields:
+    for key, item in type(config).model_fields.items():
         value: Any = getattr(config, key)
         several = isinstance(value, tuple)
         parts = cast("tuple[Any, ...]", value) if several else (value,)
@@ -209,14 +208,17 @@ def _find_inputs(config: Config, prefix: str) -> Iterator[tuple[str, Path]]:
             name = f"{prefix}{key}[{at}]" if several else f"{prefix}{key}"
             if isinstance(part, Config):
                 yield from _find_inputs(part, f"{name}.")
-            elif part is not None and key in paths:
+            elif part is not None and (_has_mark(item.metadata) or _has_mark(get_args(item.annotation))):
                 yield name, Path(part)
 
 
 def list_path_fields(cls: type[Config]) -> frozenset[str]:
-    """Name the fields that take one path or several."""
-    fields = cls.model_fields.items()
-    return frozenset(key for key, item in fields if _has_mark(item.metadata) or _has_mark(get_args(item.annotation)))
+    """Name the fields that take one path or several, inputs or not."""
+    return frozenset(key for key, item in cls.model_fields.items() if _takes_path(item.annotation))
+
+
+def _takes_path(annotation: Any) -> bool:
+    return annotation is Path or any(_takes_path(part) for part in get_args(annotation))
 
 
 def _has_mark(parts: Iterable[Any]) -> bool:

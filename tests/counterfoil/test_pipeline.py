@@ -14,6 +14,7 @@ from counterfoil.config import build
 from counterfoil.errors import ConfigError, CounterfoilError, EngineError, InputError
 from counterfoil.job import read_manifest
 from counterfoil.pipeline import Pipeline
+from counterfoil.verbs import load_job
 
 SCRIPTED = '{"name": "scripted", "replies": ["Answer to: {prompt}"]}'
 
@@ -121,6 +122,9 @@ def test_a_job_may_bear_the_name_of_a_choice(two: Callable[..., Path]) -> None:
     assert job.recipe.n == 3
     job, _ = pipeline.load("third", Path("run"))
     assert job.prompts == Path("run/best_of_n/pairs.jsonl")
+    quickstart, _ = load_job("run", "quickstart", [])
+    report, _ = quickstart.load("report", Path("run"))
+    assert report.parts == (Path("run/synth"), Path("run/align"), Path("run/eval"))
 
 
 def test_a_name_that_is_no_folder_or_no_job_is_refused(two: Callable[..., Path]) -> None:
