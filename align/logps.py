@@ -9,8 +9,7 @@ caller expects them, so that losses, heads and metrics above stay as they were.
 Source: the identity is that of prefix sharing for preference pairs (Wang and Hegde 2024, arXiv 2410.20305).
 Differences: (1) a trie over the whole batch instead of one shared prompt a pair, so K completions, repeated prompts and
 the system message are shared by the same rule, and a prompt whose last tokens change when the answer is glued on is cut at
-what is really common; (2) attention runs row by row over slices instead of with one masked square, so no masked position
-is computed.
+what is really common; (2) attention runs row by row, each over its own prefix, instead of with one masked square of all rows.
 """
 
 from collections.abc import Callable
@@ -105,7 +104,7 @@ def _locate(nodes: np.ndarray, device: torch.device) -> Tensor | slice:
 def share_prefixes(model: Any) -> None:
     """Make a causal language model of transformers compute each distinct prefix of a batch once, from now on.
 
-    The backbone's forward is replaced: called with `input_ids` (B, L) and a mask of two dimensions, no cache and no
+    The backbone's forward is replaced: called with `input_ids` (B, L), a mask of two dimensions, `use_cache=False` and no
     position ids, it returns the same `last_hidden_state` (B, L, H) as before at every token (padding holds the state
     of some other token). Any other call goes through as before. Raises InputError for a model in which a state depends
     on more than its prefix's tokens and positions, or whose attention cannot be replaced.
@@ -128,9 +127,11 @@ def share_prefixes(model: Any) -> None:
     plain: Callable[..., Any] = backbone.forward
 
     def forward(input_ids: Tensor | None = None, attention_mask: Any = None, **rest: Any) -> Any:
-        busy = ("past_key_values", "position_ids", "inputs_embeds", "use_cache", "output_hidden_states")
+        busy = ("past_key_values", "position_ids", "inputs_embeds", "output_hidden_states", "output_attentions")
         flat = attention_mask is None or (isinstance(attention_mask, Tensor) and attention_mask.ndim == 2)
-        if input_ids is None or not flat or any(rest.get(key) is not None and rest[key] is not False for key in busy):
+        # A cache of the trie would be of no use to the caller, so one must not be wanted, not even by default.
+        alone = rest.get("use_cache") is False and all(rest.get(key) in (None, False) for key in busy)
+        if input_ids is None or not flat or not alone:
             return plain(input_ids=input_ids, attention_mask=attention_mask, **rest)
         trie = Trie.build(input_ids, attention_mask)
         result = plain(
@@ -162,6 +163,8 @@ def _list_obstacles(model: Any) -> list[str]:
         found.append("attention that cannot be replaced")
     if getattr(config, "attn_logit_softcapping", None):
         found.append("soft-capped attention")
+    if any(hasattr(module, "sinks") for module in model.modules()):
+        found.append("attention sinks")
     return found
 
 
@@ -181,14 +184,20 @@ def _attend(
     """Attend, each row's tail to what is before it and to itself. Shapes (1, heads, T, D), and (1, T, heads, D) out."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    unknown = [name for name in ("softcap", "s_aux", "position_bias") if rest.get(name) is not None]
-    if trie is not None and unknown:
-        raise NotImplementedError(f"attention with {', '.join(unknown)} over a trie; share_prompts=false computes it")
     if trie is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask,
             scaling=scaling, dropout=dropout, sliding_window=sliding_window, **rest,
         )  # fmt: skip
+    # `_list_obstacles` asks the config; what a model passes here all the same would be left out of the sum in silence.
+    unknown = [name for name in ("softcap", "s_aux", "position_bias") if rest.get(name) is not None]
+    if unknown:
+        raise InputError(
+            f"model: {module.config.model_type}",
+            given=f"attention with {', '.join(unknown)}",
+            allowed="scaled dot products alone",
+            do="Train with share_prompts=false.",
+        )
     sizes = [tail.stop - tail.start for tail in trie.tails]
     results: list[Tensor] = []
     for tail, own_query, own_key, own_value in zip(

@@ -153,8 +153,12 @@ def test_calls_of_another_form_go_through_as_before() -> None:
     ids = torch.tensor(make_rows("one row"))
     plain = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False)
     logits = model(input_ids=ids, output_hidden_states=True).hidden_states
+    rows = torch.tensor([[*make_rows("one row")[0], 9], [*make_rows("one row")[0], 12]])
+    cached = model(input_ids=rows).past_key_values
     share_prefixes(model)
     assert model.generate(input_ids=ids, max_new_tokens=6, do_sample=False).tolist() == plain.tolist()
+    again = model(input_ids=rows).past_key_values  # a cache is wanted by default, and it is that of the rows
+    torch.testing.assert_close(again.layers[1].keys, cached.layers[1].keys)
     for one, other in zip(model(input_ids=ids, output_hidden_states=True).hidden_states, logits, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -182,7 +186,13 @@ def test_models_whose_states_need_more_than_a_prefix_are_refused_by_name() -> No
     mixed = transformers.Qwen3NextForCausalLM(
         transformers.Qwen3NextConfig(**SMALL, layer_types=["linear_attention", "full_attention", "linear_attention"])
     )
-    for model, reason in ((mamba, "cannot be replaced"), (soft, "soft-capped"), (mixed, "linear_attention")):
+    sinks = transformers.GptOssForCausalLM(transformers.GptOssConfig(**SMALL, num_local_experts=2))
+    for model, reason in (
+        (mamba, "cannot be replaced"),
+        (soft, "soft-capped"),
+        (mixed, "linear_attention"),
+        (sinks, "attention sinks"),
+    ):
         assert not can_share(model)
         with pytest.raises(InputError, match=reason):
             share_prefixes(model)
