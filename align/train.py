@@ -86,7 +86,7 @@ class Train(Job):
     """Of the frozen weights: `auto` is bfloat16 on a GPU and float32 on a CPU."""
     share_prompts: bool | None = None
     """Compute what the answers of a batch begin with once (`align.logps`): the same loss in less time. None does so on a
-    CPU, for a model whose states allow it."""
+    CPU, for a model whose states allow it, without dropout (which would be drawn once for what is computed once)."""
     gradient_checkpointing: bool = False
     """Trade a third more time for much less memory."""
     report_to: tuple[str, ...] = ()
@@ -143,6 +143,7 @@ class Train(Job):
         from transformers import AutoModelForCausalLM, PrinterCallback, set_seed
         from trl.trainer.dpo_config import DPOConfig
         from trl.trainer.dpo_trainer import DPOTrainer
+        from trl.trainer.utils import disable_dropout_in_model
 
         from align.logps import can_share, share_prefixes
         from decode.chat import load_tokenizer
@@ -163,6 +164,7 @@ class Train(Job):
             max_grad_norm=self.max_grad_norm,
             max_length=None,
             # Over one pass the reference's forward costs the same inside the step; over several it is computed once.
+            disable_dropout=False,  # TRL would disable the adapter's too, in silence; the model's own is disabled below
             precompute_ref_log_probs=self.objective.needs_reference and self.epochs > 1,
             gradient_checkpointing=self.gradient_checkpointing,
             bf16=half,
@@ -177,6 +179,7 @@ class Train(Job):
             **self.objective.trainer_settings(),
         )
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if half else torch.float32)
+        disable_dropout_in_model(model)
         _check_targets(model, self.lora.targets)
         trainer = DPOTrainer(
             model=model,
@@ -186,7 +189,8 @@ class Train(Job):
             peft_config=self.lora.build(),
         )
         trainer.remove_callback(PrinterCallback)
-        if self.share_prompts or (self.share_prompts is None and not on_gpu and can_share(model)):
+        exact = not self.lora.dropout and can_share(model)
+        if self.share_prompts or (self.share_prompts is None and not on_gpu and exact):
             share_prefixes(model)
         return trainer
 

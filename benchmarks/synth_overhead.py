@@ -5,6 +5,7 @@
 
 `engine`: two processes, each with its own open engine, take turns on the same 1,000 requests (500 prompts, 2 samples);
 starting the engines is not counted. `bookkeeping`: a process a size, on one core; peak memory is the system's own account.
+A prompt is six records: itself, two completions, their two scores, a pair.
 """
 
 import json
@@ -138,7 +139,7 @@ def compare_engine() -> None:
 
 
 def book(count: int, pipe: Connection) -> None:
-    """Synthesise `count` prompts with the scripted engine on one core; send seconds and peak memory in MB."""
+    """Synthesise `count` prompts with the scripted engine on one core; send seconds, records and peak memory in MB."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     from decode.engines.scripted import Scripted
@@ -161,8 +162,10 @@ def book(count: int, pipe: Connection) -> None:
             filters=(LengthOnly(),),
         ).run(Path(folder) / "run", quiet=True)
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-        assert done.manifest["counts"]["pairs"] == count, done.manifest["counts"]
-    pipe.send((seconds, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+        files = ("prompts", "completions", "scores", "pairs")
+        records = sum(done.manifest["outputs"][f"{name}.jsonl"]["num_lines"] for name in files)
+        assert records == 6 * count, done.manifest["counts"]
+    pipe.send((seconds, cpu, records, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 
 
 def measure_bookkeeping(sizes: Sequence[int]) -> None:
@@ -172,10 +175,12 @@ def measure_bookkeeping(sizes: Sequence[int]) -> None:
         here, there = spawn.Pipe()
         child = spawn.Process(target=book, args=(size, there))
         child.start()
-        seconds, cpu, peak_mb = here.recv()
+        seconds, cpu, records, peak_mb = here.recv()
         child.join()
         print(
-            f"{size:>9,} prompts: {size / seconds:,.0f} a second ({cpu:.1f} CPU s), peak {peak_mb:.0f} MB", flush=True
+            f"{size:>9,} prompts, {records:,} records in {seconds:.1f} s ({cpu:.1f} CPU s): {size / seconds:,.0f} prompts, "
+            f"{records / seconds:,.0f} records a second; peak {peak_mb:.0f} MB",
+            flush=True,
         )
 
 

@@ -9,12 +9,13 @@ carries the reason.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 from typing import ClassVar, Self
 
 from pydantic import Field
 
-from counterfoil.config import Choice, Config, dump
+from counterfoil.config import Choice, Config, fingerprint
 from counterfoil.errors import EngineError
 from counterfoil.records import Completion, Message, content_id
 
@@ -135,7 +136,12 @@ class Engine(Choice):
 
     def key(self, request: Request, model: str) -> str:
         """Hash what is sent, so that a kept answer is used again only for the very same request."""
-        return content_id(dump(self), model, request.prompt, request.sampling.model_dump(), request.adapter)
+        sampling = request.sampling.model_dump_json()
+        return content_id(self._fingerprint, model, request.prompt, sampling, request.adapter)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self)
 
 
 def require(engine: Engine, needs: Iterable[str], *, where: str) -> None:

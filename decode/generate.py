@@ -1,11 +1,12 @@
 """Generate(Job): prompts in, completions out; and the one way in which every job asks an engine and keeps the answers."""
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from pydantic import TypeAdapter
 
 from counterfoil.errors import InputError, RunError
 from counterfoil.job import InputPath, Job, Run
@@ -15,6 +16,9 @@ from decode.engine import Engine, Request, Sampling, Session, require
 from decode.engines.vllm import Vllm
 
 __all__ = ["Generate", "ask", "draw_seed", "read_answer", "read_prompts", "refuse_none"]
+
+
+ANSWER = TypeAdapter(tuple[Completion, ...])
 
 
 def draw_seed(seed: int, prompt_id: str) -> int:
@@ -60,8 +64,7 @@ def _keep_answers(
         for result in session.complete(todo):
             key = unanswered.keys.pop(result.id)
             if result.failure is None:
-                kept = [item.model_dump(mode="json", exclude_none=True) for item in result.completions]
-                run.store.put("answer", key, json.dumps(kept, ensure_ascii=False))
+                run.store.put("answer", key, ANSWER.dump_json(result.completions, exclude_none=True).decode())
                 generated += sum(item.num_tokens for item in result.completions)
             else:
                 run.store.put("failure", key, result.failure)
@@ -109,7 +112,7 @@ def read_answer(run: Run, engine: Engine, model: str, request: Request) -> tuple
     if kept is None:
         reason = run.store.get("failure", key) or "never answered"
         return Dropped(id=request.id, stage="generate", reason="request failed", detail=reason)
-    return tuple(Completion.model_validate(item) for item in json.loads(kept))
+    return ANSWER.validate_json(kept)
 
 
 def refuse_none(num_prompts: int, dropped: Mapping[str, int], *, where: str) -> None:
@@ -127,21 +130,22 @@ def read_prompts(path: InputPath, *, column: str, where: str) -> Iterator[Prompt
             yield row
             continue
         value = row.get("messages") if "messages" in row else row.get(column)
-        row_id = content_id(row)
         if value is None:
-            yield Dropped(
-                id=row_id, stage="read", reason=f"no column {column!r}", detail=f"columns: {sorted(row)}"[:200]
-            )
+            yield _drop_row(row, f"no column {column!r}", f"columns: {sorted(row)}")
         elif not value or not isinstance(value, str | list):
-            yield Dropped(id=row_id, stage="read", reason="empty prompt")
+            yield _drop_row(row, "empty prompt")
         else:
             try:
                 prompt = Prompt.make(value, reference=row.get("reference") or {}, tags=row.get("tags") or {})
                 prompt.model_dump_json()  # half of a surrogate pair is JSON, but no text that could be written again
             except (ValueError, TypeError) as error:
-                yield Dropped(id=row_id, stage="read", reason="not a prompt", detail=str(error)[:200])
+                yield _drop_row(row, "not a prompt", str(error))
             else:
                 yield prompt
+
+
+def _drop_row(row: dict[str, Any], reason: str, detail: str = "") -> Dropped:
+    return Dropped(id=content_id(row), stage="read", reason=reason, detail=detail[:200])
 
 
 class Generate(Job):

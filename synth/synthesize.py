@@ -10,12 +10,13 @@ however often the run was interrupted.
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import ClassVar
 
 from counterfoil.job import Job, Run
 from counterfoil.jsonl import read_jsonl
 from counterfoil.records import Completion, Dropped, Pair, Prompt
-from decode.engine import Engine, Request, require
+from decode.engine import Engine, Request, Sampling, require
 from decode.engines.vllm import Vllm
 from decode.generate import ask, draw_seed, read_answer, refuse_none
 from eval.scorer import Scorer
@@ -60,7 +61,7 @@ class Synthesize(Job):
         run.open_output("dropped.jsonl")
         requests = (request for prompt in self._unique(run) for request in self._requests(prompt))
         size = self.task.size("train")
-        total = None if size is None else size * len(self.recipe.samplings())
+        total = None if size is None else size * len(self._samplings)
         ask(run, self.engine, self.model, lambda: requests, total=total)
         for _ in requests:  # where nothing was left to ask, the prompts were not all walked
             pass
@@ -83,6 +84,10 @@ class Synthesize(Job):
             "mean_score": round(counts["score_millionths"] / 1e6 / max(counts["completions"], 1), 4),
         }
 
+    @cached_property
+    def _samplings(self) -> tuple[Sampling, ...]:
+        return self.recipe.samplings()
+
     def _unique(self, run: Run) -> Iterator[Prompt]:
         """Yield each prompt once, keeping it in prompts.jsonl; the ids seen lie in a temporary table, not in memory."""
         run.open_output("prompts.jsonl")
@@ -101,7 +106,7 @@ class Synthesize(Job):
 
     def _requests(self, prompt: Prompt) -> Iterator[Request]:
         """Yield a request for each of the recipe's samplings; the first bears the prompt's id."""
-        for number, sampling in enumerate(self.recipe.samplings()):
+        for number, sampling in enumerate(self._samplings):
             seeded = sampling.model_copy(update={"seed": draw_seed(self.seed, prompt.id)})
             yield Request(f"{prompt.id}/{number}" if number else prompt.id, prompt.messages, seeded)
 
@@ -114,8 +119,11 @@ class Synthesize(Job):
                 return answer.model_copy(update={"id": prompt.id})
             start = len(found)
             for item in answer:
-                rest = item.model_dump(exclude={"id", "prompt_id", "index"})
-                found.append(Completion.make(prompt_id=prompt.id, index=start + item.index, **rest))
+                if start:  # not of the first request, which bears the prompt's id
+                    rest = item.model_dump(exclude={"id", "prompt_id", "index"})
+                    found.append(Completion.make(prompt_id=prompt.id, index=start + item.index, **rest))
+                else:
+                    found.append(item)
         return found
 
     def _contrast(

@@ -20,8 +20,9 @@ EASY: frozenset[str] = frozenset(
         "postscript", "repeat_word", "start_phrase", "title_line", "words_between",
     }
 )  # fmt: skip
-"""Kinds that a model of 135M parameters meets now and then: SmolLM2-135M-Instruct in at least a tenth of 8 samples each of
-100 prompts of the training split. What a model never does, its own samples cannot teach it."""
+"""Kinds that a model of 135M parameters meets now and then: in three runs of the quickstart (seeds 0 to 2, 160 prompts of
+6 samples each) the rarest, repeat_word, was met in 10.8 % of the samples that it was asked of, the next, angle_title, in
+11.1 %. What a model never does, its own samples cannot teach it."""
 
 
 def _fit(kinds: Iterable[Kind]) -> bool:

@@ -23,9 +23,7 @@ __all__ = ["Constraints", "assign_split"]
 Names = tuple[str, ...]
 
 TRAIN_PERCENT = 60
-SALT = (
-    "split 84"  # the first that gives 60 % to train of the single kinds and of the pairs, the easy ones among them too
-)
+SALT = "split 84"  # the first to give train 60 %, within two points, of single kinds, of pairs, and of the easy of each
 MAX_TRIES = 1000  # draws without a new prompt before giving up
 
 TEMPLATES = (

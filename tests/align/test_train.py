@@ -236,3 +236,27 @@ def test_normalised_by_length_is_plain_dpo_with_beta_a_token(tmp_path: Path, tin
     assert losses[0][-1] < 0.69
     with pytest.raises(ValueError, match="label_smoothing"):
         Dpo(length_normalised=True, label_smoothing=0.1)
+
+
+def test_dropout_is_the_adapters_own_and_does_something(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRL's default would set it to 0 in silence; prompts are not shared with it."""
+    from torch.nn import Dropout
+
+    found: list[tuple[set[float], bool]] = []
+    real = Train._build
+
+    def spy(self: Train, *given: Any) -> Any:
+        trainer = real(self, *given)
+        parts = [part for part in trainer.model.modules() if isinstance(part, Dropout)]
+        shares = "forward" in vars(trainer.model.get_base_model().base_model)
+        found.append(({part.p for part in parts} - {0.0}, shares))
+        return trainer
+
+    monkeypatch.setattr(Train, "_build", spy)
+    job = make_job(make_pairs(tmp_path / "pairs.jsonl"), tiny_model, epochs=2)
+    plain = job.run(tmp_path / "plain", quiet=True)
+    dropping = job.model_copy(update={"lora": Lora(rank=4, dropout=0.3)}).run(tmp_path / "dropping", quiet=True)
+    assert found == [(set(), True), ({0.3}, False)]
+    assert plain.figures["loss"] != dropping.figures["loss"]

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -20,29 +19,20 @@ pytestmark = pytest.mark.slow
 DRAW = Sampling(temperature=1.0, max_new_tokens=12, seed=7)
 
 
-class Subject(NamedTuple):
-    """An engine under test, and the name by which it knows the adapter."""
-
-    session: Session
-    adapter: str | None
-    """None where adapters need an engine of their own: tests/decode/test_vllm_adapters.py."""
-
-
 @pytest.fixture(params=["scripted", "hf", "vllm", "openai_api"])
-def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
+def subject(request: pytest.FixtureRequest) -> Iterator[Session]:
     """Open each engine; the heavy ones are shared by the whole test session."""
-    adapter: Path = request.getfixturevalue("adapter")
     if request.param == "scripted":
         replies = ("one two three, four five six", "red green{adapter} blue, black white", "so it goes, on and on")
-        yield Subject(Scripted(replies=replies, fail_when="word word").open("any"), str(adapter))
+        yield Scripted(replies=replies, fail_when="word word").open("any")
     elif request.param == "hf":
-        yield Subject(request.getfixturevalue("hf_session"), str(adapter))
+        yield request.getfixturevalue("hf_session")
     elif request.param == "vllm":
-        yield Subject(request.getfixturevalue("vllm_session"), None)
+        yield request.getfixturevalue("vllm_session")
     else:
         base_url: str = request.getfixturevalue("vllm_server")
         with OpenaiApi(base_url=base_url, timeout_s=120).open("smollm2") as session:
-            yield Subject(session, None)
+            yield session
 
 
 def chat(text: str) -> tuple[Message, ...]:
@@ -56,32 +46,32 @@ def ask(session: Session, *requests: Request) -> dict[str, tuple[str, ...]]:
     return {item.id: tuple(part.text for part in item.completions) for item in results}
 
 
-def test_seed_fixes_the_text_and_another_changes_it(subject: Subject) -> None:
+def test_seed_fixes_the_text_and_another_changes_it(subject: Session) -> None:
     again = DRAW.model_copy(update={"seed": 8})
     texts = ask(
-        subject.session,
+        subject,
         Request("a", chat("Name a colour and an animal."), DRAW),
         Request("b", chat("Name a colour and an animal."), DRAW),
         Request("c", chat("Name a colour and an animal."), again),
     )
     assert texts["a"] == texts["b"]
     assert texts["a"] != texts["c"]
-    assert ask(subject.session, Request("alone", chat("Name a colour and an animal."), DRAW))["alone"] == texts["a"]
+    assert ask(subject, Request("alone", chat("Name a colour and an animal."), DRAW))["alone"] == texts["a"]
 
 
-def test_n_samples_come_in_order_and_differ(subject: Subject) -> None:
+def test_n_samples_come_in_order_and_differ(subject: Session) -> None:
     sampling = DRAW.model_copy(update={"n": 3})
-    (result,) = subject.session.complete([Request("n", chat("Write a line about rain."), sampling)])
+    (result,) = subject.complete([Request("n", chat("Write a line about rain."), sampling)])
     assert [part.index for part in result.completions] == [0, 1, 2]
     assert len({part.text for part in result.completions}) > 1
     assert all(part.prompt_id == "n" for part in result.completions)
 
 
-def test_stop_string_ends_the_text_before_it(subject: Subject) -> None:
+def test_stop_string_ends_the_text_before_it(subject: Session) -> None:
     plain = Sampling(max_new_tokens=24)
-    (full,) = ask(subject.session, Request("full", chat("Count: one, two, three, and on."), plain))["full"]
+    (full,) = ask(subject, Request("full", chat("Count: one, two, three, and on."), plain))["full"]
     stop = next(part for part in (",", ".", " ") if part in full.strip())
-    (result,) = subject.session.complete(
+    (result,) = subject.complete(
         [Request("cut", chat("Count: one, two, three, and on."), plain.model_copy(update={"stop": (stop,)}))]
     )
     assert stop not in result.completions[0].text
@@ -89,28 +79,28 @@ def test_stop_string_ends_the_text_before_it(subject: Subject) -> None:
     assert result.completions[0].finish_reason == "stop"
 
 
-def test_length_cuts_off_and_says_so(subject: Subject) -> None:
-    (result,) = subject.session.complete([Request("short", chat("Tell a long story."), Sampling(max_new_tokens=3))])
+def test_length_cuts_off_and_says_so(subject: Session) -> None:
+    (result,) = subject.complete([Request("short", chat("Tell a long story."), Sampling(max_new_tokens=3))])
     assert result.completions[0].finish_reason == "length"
     assert result.completions[0].num_tokens == 3
 
 
-def test_generated_logprobs_equal_the_given_ones(subject: Subject) -> None:
+def test_generated_logprobs_equal_the_given_ones(subject: Session) -> None:
     sampling = Sampling(max_new_tokens=6, logprobs=True)
-    (result,) = subject.session.complete([Request("g", chat("Say hello to the sea."), sampling)])
+    (result,) = subject.complete([Request("g", chat("Say hello to the sea."), sampling)])
     part = result.completions[0]
     assert part.token_ids is not None and part.token_logprobs is not None
     assert len(part.token_ids) == len(part.token_logprobs) == part.num_tokens
     assert all(value <= 0 and math.isfinite(value) for value in part.token_logprobs)
-    (scored,) = subject.session.logprobs([Given("g", chat("Say hello to the sea."), part.text)])
+    (scored,) = subject.logprobs([Given("g", chat("Say hello to the sea."), part.text)])
     assert scored.failure is None
     shared = min(len(scored.token_logprobs), part.num_tokens)
     assert shared >= 5
     assert scored.token_logprobs[:shared] == pytest.approx(part.token_logprobs[:shared], abs=2e-3)
 
 
-def test_plain_text_is_scored_from_its_second_token(subject: Subject) -> None:
-    whole, part = subject.session.logprobs(
+def test_plain_text_is_scored_from_its_second_token(subject: Session) -> None:
+    whole, part = subject.logprobs(
         [Given("whole", "", "The cat sat on the mat"), Given("part", "The cat sat", " on the mat")]
     )
     by_id = {item.id: item for item in (whole, part)}
@@ -118,59 +108,56 @@ def test_plain_text_is_scored_from_its_second_token(subject: Subject) -> None:
     assert len(by_id["whole"].token_logprobs) > len(by_id["part"].token_logprobs)
 
 
-def test_chat_template_and_token_counts(subject: Subject) -> None:
+def test_chat_template_and_token_counts(subject: Session) -> None:
     prompt = chat("How many tokens is this?")
-    (result,) = subject.session.complete([Request("t", prompt, Sampling(max_new_tokens=2))])
-    assert result.completions[0].num_prompt_tokens == subject.session.num_tokens(prompt)
-    assert subject.session.num_tokens(prompt) >= subject.session.num_tokens("How many tokens is this?")
+    (result,) = subject.complete([Request("t", prompt, Sampling(max_new_tokens=2))])
+    assert result.completions[0].num_prompt_tokens == subject.num_tokens(prompt)
+    assert subject.num_tokens(prompt) >= subject.num_tokens("How many tokens is this?")
 
 
-def test_one_failing_request_among_many_that_succeed(subject: Subject) -> None:
+def test_one_failing_request_among_many_that_succeed(subject: Session) -> None:
     good = [Request(f"good{at}", chat(f"Say {at}."), Sampling(max_new_tokens=2)) for at in range(6)]
     bad = Request("bad", chat("word " * 3000), Sampling(max_new_tokens=2))
-    results = {item.id: item for item in subject.session.complete([*good[:3], bad, *good[3:]])}
+    results = {item.id: item for item in subject.complete([*good[:3], bad, *good[3:]])}
     assert len(results) == 7
     assert results["bad"].failure and not results["bad"].completions
     assert all(results[item.id].failure is None for item in good)
 
 
-def test_requests_are_read_lazily_and_closing_cancels(subject: Subject) -> None:
+def test_requests_are_read_lazily_and_closing_cancels(subject: Session) -> None:
     read = count()
 
     def endless() -> Iterator[Request]:
         for number in read:
             yield Request(str(number), chat("Say yes."), Sampling(max_new_tokens=2))
 
-    stream = subject.session.complete(endless())
+    stream = subject.complete(endless())
     assert len(list(islice(stream, 3))) == 3
     stream.close()  # pyright: ignore[reportAttributeAccessIssue]  (a generator)
     assert next(read) < 2000
-    assert ask(subject.session, Request("after", chat("Say yes."), Sampling(max_new_tokens=2)))["after"]
+    assert ask(subject, Request("after", chat("Say yes."), Sampling(max_new_tokens=2)))["after"]
 
 
-def test_one_request_can_be_cancelled(subject: Subject) -> None:
+def test_one_request_can_be_cancelled(subject: Session) -> None:
     long = Sampling(max_new_tokens=200, temperature=1.0)
     requests = [Request("first", chat("Say yes."), Sampling(max_new_tokens=1)), Request("gone", chat("Go on."), long)]
-    if isinstance(subject.session, HfSession):
-        subject.session.cancel("gone")  # one batch at a time: it must be known before the batch begins
+    if isinstance(subject, HfSession):
+        subject.cancel("gone")  # one batch at a time: it must be known before the batch begins
     results = {}
-    for result in subject.session.complete(requests):
+    for result in subject.complete(requests):
         results[result.id] = result
-        subject.session.cancel("gone")
+        subject.cancel("gone")
     assert results["first"].failure is None
     assert results["gone"].failure == "cancelled"
 
 
-def test_adapter_changes_the_answer_of_its_request_alone(subject: Subject) -> None:
-    if subject.adapter is None:
-        pytest.skip("tested in test_vllm_adapters.py, in an engine with LoRA")
-    sampling = Sampling(max_new_tokens=10)
-    replies = {"seed": 1}  # the scripted reply that names its adapter
-    sampling = sampling.model_copy(update=replies)
+@pytest.mark.parametrize("subject", ["scripted", "hf"], indirect=True)  # the others: tests/decode/test_vllm_adapters.py
+def test_adapter_changes_the_answer_of_its_request_alone(subject: Session, adapter: Path) -> None:
+    sampling = Sampling(max_new_tokens=10, seed=1)  # the scripted reply that names its adapter
     texts = ask(
-        subject.session,
+        subject,
         Request("plain", chat("What is a river?"), sampling),
-        Request("tuned", chat("What is a river?"), sampling, subject.adapter),
+        Request("tuned", chat("What is a river?"), sampling, str(adapter)),
         Request("plain again", chat("What is a river?"), sampling),
     )
     assert texts["plain"] == texts["plain again"] != texts["tuned"]
