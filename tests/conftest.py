@@ -17,6 +17,8 @@ from counterfoil.models import find_model
 from decode.engine import Session
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so it is in a shell's background, and interrupts are tested
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SERVER_START_S = 240
 """An idle machine needs some 40 s; a busy one several times that."""

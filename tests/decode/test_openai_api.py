@@ -248,15 +248,6 @@ def test_closing_the_iterator_cancels_promptly(server: FaultyServer) -> None:
         assert one(session, ask("ok")).failure is None  # the session goes on
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Let an interrupt through even where the tests were started in the background of a shell, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_gets_through(server: FaultyServer) -> None:
     session = make(server, timeout_s=60, deadline_s=60).open("small")
     start = time.monotonic()
