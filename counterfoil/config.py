@@ -168,7 +168,8 @@ def _explain(error: ValidationError, source: str) -> ConfigError:
     given = first["msg"]
     if first["type"] not in {"unknown_key", "no_name", "missing"}:
         given += f"; given {first['input']!r}"[:200]
-    allowed = ctx.get("allowed") or (", ".join(f"{key} {item}" for key, item in ctx.items()) or first["type"])
+    plain = "a value" if first["type"] == "missing" else first["msg"].removeprefix("Input should be ")
+    allowed = ctx.get("allowed") or plain
     do = ctx.get("do") or ("Add it." if first["type"] == "missing" else "Change the value.")
     return ConfigError(where, given=given, allowed=str(allowed), do=str(do))
 

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_origin
 
 from counterfoil.config import apply_override, build, find_config, parse_override, read_yaml
 from counterfoil.errors import ConfigError
@@ -40,11 +41,17 @@ def find_job(verb: str, name: object, *, source: str) -> type[Job]:
 
 
 def load_job(
-    verb: str, config: str, overrides: Sequence[str], *, optional: frozenset[str] = frozenset()
+    verb: str,
+    config: str,
+    overrides: Sequence[str],
+    *,
+    optional: frozenset[str] = frozenset(),
+    stand_in: str | None = None,
 ) -> tuple[Job, list[str]]:
     """Build the job of `verb config key=value ...`; return it with the overrides that it took.
 
-    Of the overrides, those in `optional` are left out where the job has no such field.
+    Of the overrides, those in `optional` are left out where the job has no such field. `stand_in` takes the place of
+    what has to be given and was not, in a job that is to be looked at alone.
     Raises ConfigError for whatever is wrong with the config.
     """
     path = find_config(config, VERBS[verb][1])
@@ -61,6 +68,9 @@ def load_job(
             values["changes"] = {**values.get("changes", {}), key: value}
         else:
             apply_override(values, key, value, cls=cls)
+    for name, item in cls.model_fields.items():
+        if stand_in is not None and item.is_required():
+            values.setdefault(name, [stand_in] if get_origin(item.annotation) is tuple else stand_in)
     return build(cls, values, source=_name_source(path, used)), used
 
 

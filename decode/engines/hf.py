@@ -106,7 +106,13 @@ class HfSession(Session):
         done: dict[str, list[Completion]] = {request.id: [] for request, _ in items}
         for start in range(0, len(rows), self._engine.batch_size):
             batch = rows[start : start + self._engine.batch_size]
-            for row, completion in zip(batch, self._generate(batch), strict=True):
+            try:
+                completions = self._generate(batch)
+            except EngineError as error:  # an adapter that is none: all of this batch name it
+                failure = str(error).splitlines()[0]
+                yield from (Result(name, failure=failure) for name, count in left.items() if count)
+                return
+            for row, completion in zip(batch, completions, strict=True):
                 name = row.request.id
                 done[name].append(completion)
                 left[name] -= 1
@@ -136,7 +142,7 @@ class HfSession(Session):
             cancelled=lambda: [row.request.id in self._cancelled for row in rows],
         )
         config = GenerationConfig(
-            max_new_tokens=min(sampling.max_new_tokens, self._engine.max_model_len - longest),
+            max_new_tokens=max(self._count_new(row) for row in rows),
             do_sample=False,
             num_beams=1,
             eos_token_id=self._eos_ids,
@@ -156,9 +162,14 @@ class HfSession(Session):
             self._finish(row, new, draw.logprobs(at)) for at, (row, new) in enumerate(zip(rows, new_BT, strict=True))
         ]
 
+    def _count_new(self, row: _Row) -> int:
+        """Return how many tokens a row may get, whatever else is in the batch."""
+        return min(row.request.sampling.max_new_tokens, self._engine.max_model_len - len(row.ids))
+
     def _finish(self, row: _Row, new: list[int], logprobs: list[float]) -> Completion:
-        """Cut a row at its first end-of-sequence token or stop string."""
+        """Cut a row at its own length, its first end-of-sequence token or stop string."""
         sampling, reason = row.request.sampling, "length"
+        new = new[: self._count_new(row)]
         ends = [at for at, token in enumerate(new) if token in self._eos_ids]
         if ends:
             new, reason = new[: ends[0] + 1], "stop"

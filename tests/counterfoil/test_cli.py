@@ -32,6 +32,12 @@ def test_a_config_is_shown_whole(capsys: Show, synth_yaml: Callable[..., Path]) 
     assert yaml.safe_load(capsys.readouterr().out)["engine"]["name"] == "scripted"
 
 
+@pytest.mark.parametrize("name", ["answer", "align/quickstart", "eval/report"])
+def test_a_config_that_lacks_its_inputs_is_shown_all_the_same(capsys: Show, name: str) -> None:
+    assert main(["show", name]) == 0
+    assert "(to be given)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("what", "told"),
     [

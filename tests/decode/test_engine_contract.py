@@ -9,7 +9,7 @@ import pytest
 
 from counterfoil.records import Message
 from decode.engine import Given, Request, Sampling, Session
-from decode.engines.hf import HfSession
+from decode.engines.hf import Hf, HfSession
 from decode.engines.openai_api import OpenaiApi
 from decode.engines.scripted import Scripted
 from eval.tasks.constraints import Constraints
@@ -161,6 +161,30 @@ def test_adapter_changes_the_answer_of_its_request_alone(subject: Session, adapt
         Request("plain again", chat("What is a river?"), sampling),
     )
     assert texts["plain"] == texts["plain again"] != texts["tuned"]
+
+
+def test_an_adapter_that_is_none_fails_its_requests_alone(hf_session: Session, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    requests = [
+        Request(str(at), chat("Hi."), Sampling(max_new_tokens=2), str(tmp_path / "empty") if at % 2 else None)
+        for at in range(40)
+    ]
+    results = {item.id: item.failure for item in hf_session.complete(requests)}
+    assert len(results) == 40
+    assert all(("adapter" in (results[str(at)] or "")) == bool(at % 2) for at in range(40)), results
+
+
+def test_a_row_is_cut_at_its_own_length() -> None:
+    """A short prompt gets as many tokens beside a long one as alone."""
+    with Hf(max_model_len=64, batch_size=4, dtype="float32").open("smollm2") as session:
+        sampling = Sampling(max_new_tokens=40)
+        long = Request("long", "word " * 50, sampling)
+        short = Request("short", "Count to a hundred: one, two, three,", sampling)
+        together = {item.id: item.completions[0] for item in session.complete([long, short])}
+        (alone,) = session.complete([short])
+    assert together["short"].text == alone.completions[0].text
+    assert together["long"].num_tokens <= 64 - together["long"].num_prompt_tokens
+    assert together["short"].num_tokens == 40
 
 
 def test_vllm_equals_transformers_token_for_token(vllm_session: Session, hf_session: Session) -> None:
