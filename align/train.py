@@ -163,8 +163,8 @@ class Train(Job):
             gradient_accumulation_steps=self.accumulate,
             max_grad_norm=self.max_grad_norm,
             max_length=None,
-            # Over one pass the reference's forward costs the same inside the step; over several it is computed once.
             disable_dropout=False,  # TRL would disable the adapter's too, in silence; the model's own is disabled below
+            # Over one pass the reference's forward costs the same inside the step; over several it is computed once.
             precompute_ref_log_probs=self.objective.needs_reference and self.epochs > 1,
             gradient_checkpointing=self.gradient_checkpointing,
             bf16=half,

@@ -17,8 +17,7 @@ from decode.engines.vllm import Vllm
 
 __all__ = ["Generate", "ask", "draw_seed", "read_answer", "read_prompts", "refuse_none"]
 
-
-ANSWER = TypeAdapter(tuple[Completion, ...])
+_ANSWER = TypeAdapter(tuple[Completion, ...])
 
 
 def draw_seed(seed: int, prompt_id: str) -> int:
@@ -64,7 +63,7 @@ def _keep_answers(
         for result in session.complete(todo):
             key = unanswered.keys.pop(result.id)
             if result.failure is None:
-                run.store.put("answer", key, ANSWER.dump_json(result.completions, exclude_none=True).decode())
+                run.store.put("answer", key, _ANSWER.dump_json(result.completions, exclude_none=True).decode())
                 generated += sum(item.num_tokens for item in result.completions)
             else:
                 run.store.put("failure", key, result.failure)
@@ -112,7 +111,7 @@ def read_answer(run: Run, engine: Engine, model: str, request: Request) -> tuple
     if kept is None:
         reason = run.store.get("failure", key) or "never answered"
         return Dropped(id=request.id, stage="generate", reason="request failed", detail=reason)
-    return ANSWER.validate_json(kept)
+    return _ANSWER.validate_json(kept)
 
 
 def refuse_none(num_prompts: int, dropped: Mapping[str, int], *, where: str) -> None:

@@ -87,9 +87,17 @@ class HfSession(Session):
                     yield Result(request.id, failure=failure)
                 else:
                     ready.append((request, ids))
-            ready.sort(key=lambda item: (_batch_key(item[0]), len(item[1])))
-            for _, group in itertools.groupby(ready, key=lambda item: _batch_key(item[0])):
+            ready.sort(key=lambda item: (self._batch_key(*item), len(item[1])))
+            for _, group in itertools.groupby(ready, key=lambda item: self._batch_key(*item)):
                 yield from self._answer(list(group))
+
+    def _batch_key(self, request: Request, ids: list[int]) -> tuple[str, str, int]:
+        """Requests of one batch share all but the seed, and how many tokens they may get, whatever else is in it."""
+        shared: Sampling = request.sampling.model_copy(update={"seed": 0, "n": 1})
+        return request.adapter or "", shared.model_dump_json(), self._count_new(request, ids)
+
+    def _count_new(self, request: Request, ids: list[int]) -> int:
+        return min(request.sampling.max_new_tokens, self._engine.max_model_len - len(ids))
 
     def _encode(self, request: Request) -> tuple[list[int], str | None]:
         try:
@@ -108,7 +116,7 @@ class HfSession(Session):
             batch = rows[start : start + self._engine.batch_size]
             try:
                 completions = self._generate(batch)
-            except EngineError as error:  # an adapter that is none: all of this batch name it
+            except EngineError as error:  # an adapter that is none: all of these requests name it
                 failure = str(error).splitlines()[0]
                 yield from (Result(name, failure=failure) for name, count in left.items() if count)
                 return
@@ -142,7 +150,7 @@ class HfSession(Session):
             cancelled=lambda: [row.request.id in self._cancelled for row in rows],
         )
         config = GenerationConfig(
-            max_new_tokens=max(self._count_new(row) for row in rows),
+            max_new_tokens=self._count_new(rows[0].request, rows[0].ids),
             do_sample=False,
             num_beams=1,
             eos_token_id=self._eos_ids,
@@ -162,14 +170,9 @@ class HfSession(Session):
             self._finish(row, new, draw.logprobs(at)) for at, (row, new) in enumerate(zip(rows, new_BT, strict=True))
         ]
 
-    def _count_new(self, row: _Row) -> int:
-        """Return how many tokens a row may get, whatever else is in the batch."""
-        return min(row.request.sampling.max_new_tokens, self._engine.max_model_len - len(row.ids))
-
     def _finish(self, row: _Row, new: list[int], logprobs: list[float]) -> Completion:
-        """Cut a row at its own length, its first end-of-sequence token or stop string."""
+        """Cut a row at its first end-of-sequence token or stop string."""
         sampling, reason = row.request.sampling, "length"
-        new = new[: self._count_new(row)]
         ends = [at for at, token in enumerate(new) if token in self._eos_ids]
         if ends:
             new, reason = new[: ends[0] + 1], "stop"
@@ -274,12 +277,6 @@ def _find_eos_ids(model: Any, tokenizer: Any) -> list[int]:
     known = model.generation_config.eos_token_id
     ids = set(known if isinstance(known, list) else [known]) | {tokenizer.eos_token_id}
     return sorted(token for token in ids if token is not None)
-
-
-def _batch_key(request: Request) -> tuple[str, str]:
-    """Requests of one batch share all but the seed."""
-    shared: Sampling = request.sampling.model_copy(update={"seed": 0, "n": 1})
-    return request.adapter or "", shared.model_dump_json()
 
 
 def _row_seed(row: _Row) -> int | None:
