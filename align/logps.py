@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from counterfoil.errors import InputError
+from decode.attention import install_attention, list_obstacles
 
 __all__ = ["Tail", "Trie", "can_share", "share_prefixes"]
 
@@ -109,10 +110,7 @@ def share_prefixes(model: Any) -> None:
     of some other token). Any other call goes through as before. Raises InputError for a model in which a state depends
     on more than its prefix's tokens and positions, or whose attention cannot be replaced.
     """
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-
-    obstacles = _list_obstacles(model)
+    obstacles = list_obstacles(model)
     if obstacles:
         raise InputError(
             f"model: {model.config.model_type}",
@@ -121,8 +119,7 @@ def share_prefixes(model: Any) -> None:
             do="Train with share_prompts=false.",
         )
     backbone = model.base_model
-    AttentionInterface.register(ATTENTION, _attend)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    install_attention(ATTENTION, _attend)
     backbone.set_attn_implementation(ATTENTION)
     plain: Callable[..., Any] = backbone.forward
 
@@ -150,22 +147,7 @@ def share_prefixes(model: Any) -> None:
 
 def can_share(model: Any) -> bool:
     """Say whether a state of the model is a function of its prefix's tokens and positions, as sharing needs."""
-    return not _list_obstacles(model)
-
-
-def _list_obstacles(model: Any) -> list[str]:
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
-    found = [f"layers of type {kind}" for kind in sorted(kinds)]
-    if config.is_encoder_decoder:
-        found.append("an encoder")
-    if not getattr(model, "_supports_attention_backend", False):
-        found.append("attention that cannot be replaced")
-    if getattr(config, "attn_logit_softcapping", None):
-        found.append("soft-capped attention")
-    if any(hasattr(module, "sinks") for module in model.modules()):
-        found.append("attention sinks")
-    return found
+    return not list_obstacles(model)
 
 
 def _attend(
@@ -189,7 +171,7 @@ def _attend(
             module, query, key, value, attention_mask,
             scaling=scaling, dropout=dropout, sliding_window=sliding_window, **rest,
         )  # fmt: skip
-    # `_list_obstacles` asks the config; what a model passes here all the same would be left out of the sum in silence.
+    # `list_obstacles` asks the config; what a model passes here all the same would be left out of the sum in silence.
     unknown = [name for name in ("softcap", "s_aux", "position_bias") if rest.get(name) is not None]
     if unknown:
         raise InputError(
