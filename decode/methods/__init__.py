@@ -1,0 +1,1 @@
+"""Decoding methods, a file each."""
