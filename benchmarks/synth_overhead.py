@@ -63,6 +63,7 @@ def serve_synth(pipe: Connection) -> None:
     """Answer with counterfoil synth over an engine that is open already."""
     from decode.engine import Session
     from decode.engines.vllm import Vllm, VllmSession
+    from decode.method import Method
     from eval.tasks.file import File
     from synth.recipes.best_of_n import BestOfN
     from synth.synthesize import Synthesize
@@ -72,9 +73,9 @@ def serve_synth(pipe: Connection) -> None:
     class Kept(Vllm):
         """Opens once; leaving a session leaves it open."""
 
-        def open(self, model: str, *, adapters: Sequence[str] = ()) -> Any:
+        def open(self, model: str, *, adapters: Sequence[str] = (), methods: Sequence[Method] = ()) -> Any:
             if not kept:
-                kept.append(super().open(model, adapters=adapters))
+                kept.append(super().open(model, adapters=adapters, methods=methods))
                 kept[0].close = lambda: None  # type: ignore[method-assign]
             return kept[0]
 

@@ -48,6 +48,8 @@ class Prompt(Record):
     """What a scorer needs to judge an answer (constraints, a gold answer); no model is ever shown it."""
     tags: dict[str, str] = {}
     """Where it comes from, for grouping in reports: topic, split, source file and line."""
+    negative: tuple[Message, ...] | None = None
+    """What decoding methods with two prompts contrast it with: the question without its context, a negative prompt."""
 
     @classmethod
     def make(
@@ -56,11 +58,17 @@ class Prompt(Record):
         *,
         reference: dict[str, Any] | None = None,
         tags: dict[str, str] | None = None,
+        negative: str | Sequence[Message] | None = None,
     ) -> Self:
         """Build a prompt with its id. A string becomes one user message. Tags are no part of the id."""
-        turns = (Message(role="user", content=messages),) if isinstance(messages, str) else tuple(messages)
-        reference = reference or {}
-        return cls(id=content_id(turns, reference), messages=turns, reference=reference, tags=tags or {})
+        turns, reference = _turns(messages), reference or {}
+        against = None if negative is None else _turns(negative)
+        parts = (turns, reference) if against is None else (turns, reference, against)
+        return cls(id=content_id(*parts), messages=turns, reference=reference, tags=tags or {}, negative=against)
+
+
+def _turns(messages: str | Sequence[Message]) -> tuple[Message, ...]:
+    return (Message(role="user", content=messages),) if isinstance(messages, str) else tuple(messages)
 
 
 class Completion(Record):

@@ -1,11 +1,12 @@
 """Chat messages to token ids: what every in-process engine sends to its model."""
 
+from pathlib import Path
 from typing import Any
 
 from counterfoil.errors import EngineError
 from counterfoil.records import Message
 
-__all__ = ["encode_prompt", "encode_text", "load_tokenizer"]
+__all__ = ["check_vocabularies", "encode_prompt", "encode_text", "load_tokenizer"]
 
 
 def load_tokenizer(folder: str) -> Any:
@@ -16,6 +17,20 @@ def load_tokenizer(folder: str) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def check_vocabularies(first: Path, second: Path) -> None:
+    """Raise EngineError unless two models' folders have the same tokens under the same numbers."""
+    ours, theirs = (load_tokenizer(str(folder)).get_vocab() for folder in (first, second))
+    if ours == theirs:
+        return
+    other = sum(theirs.get(token) != number for token, number in ours.items())
+    raise EngineError(
+        f"method: {second}",
+        given=f"{len(theirs)} tokens against {len(ours)}, of which {other} are others",
+        allowed="a second model with the same vocabulary",
+        do="Take a model of the same family.",
+    )
 
 
 def encode_prompt(tokenizer: Any, prompt: tuple[Message, ...] | str) -> list[int]:

@@ -25,12 +25,15 @@ STOP_WINDOW = 24
 class Draw(LogitsProcessor):
     """Draw each row's token with its own generator, and note the log-probability it had before any warping.
 
-    Hand it to a greedy loop: what it returns has its maximum at the token drawn.
+    Hand it to a greedy loop: what it returns has its maximum at the token drawn. The loop may still choose otherwise; the
+    log-probabilities are of what it chose.
     """
 
     def __init__(self, sampling: Sampling, *, seeds: Sequence[int | None], device: str) -> None:
         self._sampling, self._device = sampling, device
         self._logps_TB: list[torch.Tensor] = []
+        self._length = 0
+        self._before_BV: torch.Tensor | None = None  # the scores from which the token to come is chosen
         self._generators = [torch.Generator("cpu") for _ in seeds]
         for generator, seed in zip(self._generators, seeds, strict=True):
             if seed is None:
@@ -57,14 +60,21 @@ class Draw(LogitsProcessor):
             # -log(-log u) is Gumbel noise for u in (0, 1).
             found_BV = warped_BV - torch.log(-torch.log(noise_BV.clamp_min(1e-20))).to(self._device)
         if self._sampling.logprobs:
-            token_B = found_BV.argmax(-1)
-            chosen_B = logits_BV.gather(1, token_B[:, None])[:, 0]
-            self._logps_TB.append((chosen_B - logits_BV.logsumexp(-1)).cpu())
+            self._note(input_ids)
+            self._length = input_ids.shape[1]
+            self._before_BV = logits_BV.clone() if found_BV is logits_BV else logits_BV
         return found_BV
 
-    def logprobs(self, row: int) -> list[float]:
-        """Return the log-probabilities of a row's tokens so far; those after its end mean nothing."""
-        return [float(step_B[row]) for step_B in self._logps_TB]
+    def _note(self, ids: torch.Tensor) -> None:
+        if self._before_BV is not None and ids.shape[1] > self._length:  # a loop may ask twice for one token
+            chosen_B = self._before_BV.gather(1, ids[:, -1:])[:, 0]
+            self._logps_TB.append((chosen_B - self._before_BV.logsumexp(-1)).cpu())
+            self._before_BV = None
+
+    def logprobs(self, ids: torch.Tensor) -> list[list[float]]:
+        """Return the log-probabilities of each row's new tokens, given all (B, T); those after a row's end mean nothing."""
+        self._note(ids)
+        return torch.stack(self._logps_TB, 1).tolist() if self._logps_TB else [[] for _ in ids]
 
 
 class Stop(StoppingCriteria):

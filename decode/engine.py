@@ -15,9 +15,10 @@ from typing import ClassVar, Self
 
 from pydantic import Field
 
-from counterfoil.config import Choice, Config, fingerprint
+from counterfoil.config import Choice, Config, find_class, fingerprint, list_family
 from counterfoil.errors import EngineError
 from counterfoil.records import Completion, Message, content_id
+from decode.method import Method
 
 __all__ = ["Engine", "Given", "GivenLogprobs", "Request", "Result", "Sampling", "Session", "require"]
 
@@ -54,6 +55,22 @@ class Request:
     sampling: Sampling
     adapter: str | None = None
     """Folder of a PEFT adapter (for `openai_api`: the name under which the server has it); None is the bare model."""
+    method: Method | None = None
+    """How the next token is chosen; None is greedy or plain sampling, as `sampling` says."""
+    negative: tuple[Message, ...] | str | None = None
+    """For a method with two prompts: what `prompt` is contrasted with."""
+
+    def find_fault(self, gives: frozenset[str]) -> str | None:
+        """Say why an engine that gives `gives` cannot answer this request, or None."""
+        if self.method is None:
+            return None if self.negative is None else "a negative prompt, and no method that has a use for it"
+        if missing := sorted(self.method.needs - gives):
+            return f"the method needs {', '.join(missing)}, which this engine does not give"
+        if self.adapter is not None and self.method.adapters:
+            return "an adapter beside the method's own two"
+        return self.method.find_fault(
+            temperature=self.sampling.temperature, n=self.sampling.n, has_negative=self.negative is not None
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +142,12 @@ class Engine(Choice):
 
     FOLDER: ClassVar[str] = "decode.engines"
     gives: ClassVar[frozenset[str]]
-    """Out of: chat, text, n, stop, seed, logprobs, given_logprobs, adapters, cancel, num_tokens."""
+    """Out of: chat, text, n, stop, seed, logprobs, given_logprobs, adapters, cancel, num_tokens; and what methods need:
+    states, layers, two_models, two_prompts, two_adapters."""
 
     @abstractmethod
-    def open(self, model: str, *, adapters: Sequence[str] = ()) -> Session:
-        """Load `model` (a name, a folder or a hub id), ready for requests with these adapters.
+    def open(self, model: str, *, adapters: Sequence[str] = (), methods: Sequence[Method] = ()) -> Session:
+        """Load `model` (a name, a folder or a hub id), ready for requests with these adapters and methods.
 
         Raises EngineError or InputError before any weight is read.
         """
@@ -137,7 +155,10 @@ class Engine(Choice):
     def key(self, request: Request, model: str) -> str:
         """Hash what is sent, so that a kept answer is used again only for the very same request."""
         sampling = request.sampling.model_dump_json()
-        return content_id(self._fingerprint, model, request.prompt, sampling, request.adapter)
+        parts = (self._fingerprint, model, request.prompt, sampling, request.adapter)
+        if request.method is None:
+            return content_id(*parts)
+        return content_id(*parts, fingerprint(request.method), request.negative)
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -149,9 +170,10 @@ def require(engine: Engine, needs: Iterable[str], *, where: str) -> None:
     missing = sorted(set(needs) - engine.gives)
     if missing:
         name = type(engine).__module__.rsplit(".", 1)[-1]
+        able = [other for other in list_family(Engine) if set(needs) <= find_class(Engine, other).gives]
         raise EngineError(
             where,
             given=f"needs {', '.join(missing)}, which engine {name!r} does not give",
             allowed=f"{name} gives {', '.join(sorted(engine.gives))}",
-            do="Choose another engine (engine=vllm or engine=hf give the most).",
+            do=f"Choose another engine: {', '.join(able)}." if able else "No engine gives all of it together.",
         )

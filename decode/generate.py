@@ -4,16 +4,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from pydantic import TypeAdapter
 
-from counterfoil.errors import InputError, RunError
+from counterfoil.errors import ConfigError, InputError, RunError
 from counterfoil.job import InputPath, Job, Run
 from counterfoil.jsonl import read_lines
 from counterfoil.records import Completion, Dropped, Prompt, content_id
 from decode.engine import Engine, Request, Sampling, Session, require
 from decode.engines.vllm import Vllm
+from decode.method import Method
 
 __all__ = ["Generate", "ask", "draw_seed", "read_answer", "read_prompts", "refuse_none"]
 
@@ -34,12 +36,13 @@ def ask(
     total: int | None,
     stage: str = "generate",
     adapter: str | None = None,
+    method: Method | None = None,
     then: Callable[[Session], None] | None = None,
 ) -> None:
     """Answer every request that `run.store` has no answer to, keeping each answer as it lands.
 
     The engine is opened only if something is left to ask, or there is a `then`, which gets the open session afterwards.
-    `adapter` is the requests' adapter, where they have one. `requests` is called once and read lazily.
+    `adapter` and `method` are the requests', where they have them. `requests` is called once and read lazily.
     """
     unanswered = _Unanswered(run, engine, model, requests())
     first = next(unanswered.todo, None)
@@ -47,7 +50,8 @@ def ask(
         before = run.store.get("model", stage)
         run.facts |= {} if before is None else {"model": before}
         return
-    with engine.open(model, adapters=[adapter] if adapter else []) as session:
+    methods = [method] if method else []
+    with engine.open(model, adapters=[adapter] if adapter else [], methods=methods) as session:
         _check_model(run, stage, session.model_id)
         if first is not None:
             _keep_answers(run, session, chain([first], unanswered.todo), unanswered, stage=stage, total=total)
@@ -59,17 +63,24 @@ def _keep_answers(
     run: Run, session: Session, todo: Iterable[Request], unanswered: "_Unanswered", *, stage: str, total: int | None
 ) -> None:
     started, generated, already = time.monotonic(), 0, unanswered.skipped
+    answered, failure = False, None
     with run.progress.stage(stage, total=total, already=already) as shown:
         for result in session.complete(todo):
             key = unanswered.keys.pop(result.id)
             if result.failure is None:
                 run.store.put("answer", key, _ANSWER.dump_json(result.completions, exclude_none=True).decode())
                 generated += sum(item.num_tokens for item in result.completions)
+                answered = True
             else:
                 run.store.put("failure", key, result.failure)
+                failure = failure or result.failure
             rate = generated / max(time.monotonic() - started, 1e-9)
             shown.advance(1 + unanswered.skipped - already, **{"tokens/s": round(rate)})
             already = unanswered.skipped
+    if failure and not answered and not unanswered.skipped:
+        given = f"no request was answered; the first failed with: {failure}"
+        do = "Mend what it names and run again: all are asked again."
+        raise RunError(f"{stage}: {run.folder}", given=given, allowed="at least one answer", do=do)
 
 
 class _Unanswered:
@@ -122,8 +133,13 @@ def refuse_none(num_prompts: int, dropped: Mapping[str, int], *, where: str) -> 
         raise InputError(where, given=given, allowed="at least one prompt", do="Check the rows and the column's name.")
 
 
-def read_prompts(path: InputPath, *, column: str, where: str) -> Iterator[Prompt | Dropped]:
-    """Read prompts from JSONL: Prompt records, or rows whose `column` is a text or a list of messages."""
+def read_prompts(
+    path: InputPath, *, column: str, where: str, negative: Literal["unread", "may", "must"] = "unread"
+) -> Iterator[Prompt | Dropped]:
+    """Read prompts from JSONL: Prompt records, or rows whose `column` is a text or a list of messages.
+
+    `negative` says whether the column of that name is read as well, and whether a row without it is dropped.
+    """
     for row in read_lines(path, where=where):
         if isinstance(row, Dropped):
             yield row
@@ -133,9 +149,14 @@ def read_prompts(path: InputPath, *, column: str, where: str) -> Iterator[Prompt
             yield _drop_row(row, f"no column {column!r}", f"columns: {sorted(row)}")
         elif not value or not isinstance(value, str | list):
             yield _drop_row(row, "empty prompt")
+        elif negative != "unread" and not isinstance(row.get("negative"), str | list | None):
+            yield _drop_row(row, "negative is neither a text nor messages")
+        elif negative == "must" and row.get("negative") is None:
+            yield _drop_row(row, "no column 'negative'", f"columns: {sorted(row)}")
         else:
             try:
-                prompt = Prompt.make(value, reference=row.get("reference") or {}, tags=row.get("tags") or {})
+                more = {key: row.get(key) or None for key in ("reference", "tags")}
+                prompt = Prompt.make(value, **more, negative=None if negative == "unread" else row.get("negative"))
                 prompt.model_dump_json()  # half of a surrogate pair is JSON, but no text that could be written again
             except (ValueError, TypeError) as error:
                 yield _drop_row(row, "not a prompt", str(error))
@@ -164,11 +185,35 @@ class Generate(Job):
     """How tokens are drawn."""
     adapter: InputPath | None = None
     """Folder of a PEFT adapter."""
+    method: Method | None = None
+    """How the next token is chosen; one with two prompts takes the other one from the column `negative`."""
 
     def check(self) -> None:
         """Compare what is needed with what the engine gives."""
         needs = {"chat", "n"} | ({"adapters"} if self.adapter else set()) | ({"stop"} if self.sampling.stop else set())
-        require(self.engine, needs, where="engine")
+        require(self.engine, needs | (self.method.needs if self.method else set()), where="engine")
+        if self.method is None:
+            return
+        has_negative = "two_prompts" in self.method.needs  # a row that has none fails alone
+        temperature, n = self.sampling.temperature, self.sampling.n
+        if fault := self.method.find_fault(temperature=temperature, n=n, has_negative=has_negative):
+            allowed = "a method with all that it needs, and a sampling that it has a use for"
+            raise ConfigError("method", given=fault, allowed=allowed, do="Change the method's fields or the sampling.")
+        if self.adapter and self.method.adapters:
+            raise ConfigError("adapter", given=str(self.adapter), allowed="the method's own two", do="Leave it out.")
+        for key, folder in self.method.adapters.items():
+            if not (Path(folder) / "adapter_config.json").is_file():
+                allowed = "the folder of a PEFT adapter, with adapter_config.json"
+                raise InputError(f"method.{key}", given=repr(folder), allowed=allowed, do="Check the path.")
+
+    def inputs(self) -> dict[str, Path]:
+        """Return the paths that the job reads, those of the method among them."""
+        found = super().inputs()
+        if self.method is None:
+            return found
+        second = self.method.second_model
+        folders = self.method.adapters | ({"amateur": second} if second and Path(second).exists() else {})
+        return found | {f"method.{key}": Path(folder) for key, folder in folders.items()}
 
     def work(self, run: Run) -> None:
         """Answer every prompt once; completions come in the order of the prompts."""
@@ -176,7 +221,8 @@ class Generate(Job):
         total = reasons.pop("", 0)
         refuse_none(total, reasons, where=f"prompts: {self.prompts}")
         adapter = str(self.adapter) if self.adapter else None
-        ask(run, self.engine, self.model, lambda: map(self._request, self._unique()), total=total, adapter=adapter)
+        requests = map(self._request, self._unique())
+        ask(run, self.engine, self.model, lambda: requests, total=total, adapter=adapter, method=self.method)
         run.open_output("completions.jsonl")
         run.open_output("dropped.jsonl")
         seen: set[str] = set()
@@ -200,7 +246,11 @@ class Generate(Job):
         run.figures["answered"] = run.counts.get("kept", 0)
 
     def _read(self) -> Iterator[Prompt | Dropped]:
-        return read_prompts(self.prompts, column=self.column, where="prompts")
+        negative: Literal["unread", "may", "must"] = "unread"
+        if self.method is not None and "two_prompts" in self.method.needs:
+            alone = self.method.find_fault(temperature=0, n=1, has_negative=False)
+            negative = "may" if alone is None else "must"
+        return read_prompts(self.prompts, column=self.column, where="prompts", negative=negative)
 
     def _unique(self) -> Iterator[Prompt]:
         seen: set[str] = set()
@@ -212,4 +262,6 @@ class Generate(Job):
     def _request(self, prompt: Prompt) -> Request:
         seed = None if self.sampling.seed is None else draw_seed(self.sampling.seed, prompt.id)
         sampling = self.sampling.model_copy(update={"seed": seed})
-        return Request(prompt.id, prompt.messages, sampling, str(self.adapter) if self.adapter else None)
+        adapter = str(self.adapter) if self.adapter else None
+        negative = prompt.negative if self.method else None
+        return Request(prompt.id, prompt.messages, sampling, adapter, self.method, negative)

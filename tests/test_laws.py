@@ -22,6 +22,7 @@ from counterfoil.errors import ConfigError, CounterfoilError, EngineError, Input
 from counterfoil.job import Job, read_manifest
 from counterfoil.verbs import VERBS, load_job
 from decode.engine import Engine
+from decode.method import Method
 from eval.scorer import Scorer
 from eval.task import Task
 from synth.filter import Filter
@@ -30,7 +31,9 @@ from synth.synthesize import Synthesize
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("counterfoil", "decode", "eval", "synth", "align")
-FAMILIES: dict[str, type[Choice]] = {cls.FOLDER: cls for cls in (Engine, Scorer, Task, Recipe, Filter, Objective)}
+FAMILIES: dict[str, type[Choice]] = {
+    cls.FOLDER: cls for cls in (Engine, Method, Scorer, Task, Recipe, Filter, Objective)
+}
 
 
 def members() -> list[tuple[type[Choice], str]]:
@@ -222,9 +225,10 @@ def load_job_class(verb: str, values: dict[str, Any]) -> type[Job]:
 POOR = """
 from typing import ClassVar
 from decode.engine import Engine
+from decode.method import Method
 class Poor(Engine):
     gives: ClassVar[frozenset[str]] = frozenset({"chat", "text"})
-    def open(self, model, *, adapters=()):
+    def open(self, model, *, adapters=(), methods=()):
         raise AssertionError("opened")
 """
 

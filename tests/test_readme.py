@@ -6,16 +6,24 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from counterfoil.models import find_model
+from decode.chat import load_tokenizer
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def read_scripts() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
 
 
 @pytest.mark.slow
 def test_the_script_in_the_readme_runs(tmp_path: Path) -> None:
     """Synthesis, training and evaluation in one process, with real vLLM; the adapter then loads in plain PEFT."""
-    (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    script, _ = read_scripts()
     path = tmp_path / "script.py"
     path.write_text(script)
     env = os.environ | {"COUNTERFOIL_RUNS": str(tmp_path / "runs")}
@@ -33,6 +41,22 @@ def test_the_script_in_the_readme_runs(tmp_path: Path) -> None:
     from peft import AutoPeftModelForCausalLM
 
     assert AutoPeftModelForCausalLM.from_pretrained(runs["train"] / "adapter") is not None
+
+
+@pytest.mark.slow
+def test_the_lines_that_decode_run() -> None:
+    """They stand where a user has a model and a tokenizer already."""
+    from transformers import AutoModelForCausalLM
+
+    folder = find_model("smollm2")
+    names: dict[str, Any] = {
+        "model": AutoModelForCausalLM.from_pretrained(folder),
+        "tokenizer": load_tokenizer(str(folder)),
+    }
+    *before, last = read_scripts()[1].strip().splitlines()
+    exec("\n".join(before), names)
+    found = eval(last, names)
+    assert found.shape[1] > names["inputs"]["input_ids"].shape[1]
 
 
 def test_the_readme_is_short() -> None:

@@ -9,17 +9,20 @@ import gc
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from counterfoil.errors import EngineError
+from counterfoil.config import fingerprint
+from counterfoil.errors import EngineError, InputError
 from counterfoil.models import find_model, fingerprint_model
-from counterfoil.records import Completion, Message
-from decode.chat import encode_prompt, encode_text, load_tokenizer
+from counterfoil.records import Completion, Message, content_id
+from decode.chat import check_vocabularies, encode_prompt, encode_text, load_tokenizer
 from decode.engine import Engine, Given, GivenLogprobs, Request, Result, Sampling, Session
+from decode.method import Method
 
 __all__ = ["Hf"]
 
@@ -29,6 +32,7 @@ class Hf(Engine):
 
     gives: ClassVar[frozenset[str]] = frozenset(
         {"chat", "text", "n", "stop", "seed", "logprobs", "given_logprobs", "adapters", "cancel", "num_tokens"}
+        | {"states", "layers", "two_models", "two_prompts", "two_adapters"}
     )
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -40,9 +44,19 @@ class Hf(Engine):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """`auto` takes a GPU where there is one."""
 
-    def open(self, model: str, *, adapters: Sequence[str] = ()) -> "HfSession":
-        """Load the model. Adapters are loaded when first asked for."""
-        return HfSession(self, find_model(model))
+    def open(self, model: str, *, adapters: Sequence[str] = (), methods: Sequence[Method] = ()) -> "HfSession":
+        """Load the model. Adapters, and methods' second models, are loaded when first asked for.
+
+        Raises EngineError for a second model of another vocabulary, before any weight is read.
+        """
+        seconds = [_find_second(method.second_model) for method in methods if method.second_model]
+        folder = find_model(model)
+        for second in seconds:
+            check_vocabularies(folder, second)
+        session = HfSession(self, folder)
+        if seconds:
+            session.model_id = content_id(session.model_id, *map(fingerprint_model, seconds))
+        return session
 
 
 @dataclass
@@ -51,8 +65,8 @@ class _Row:
 
     request: Request
     ids: list[int]
+    negative: list[int] | None
     index: int
-    logprobs: list[float] = field(default_factory=list[float])
 
 
 class HfSession(Session):
@@ -71,6 +85,8 @@ class HfSession(Session):
         self._model: Any = model.to(self._device).eval()
         self._tokenizer = load_tokenizer(str(folder))
         self._engine = engine
+        self._folder = folder
+        self._seconds: dict[str, Any] = {}
         self._adapters: dict[str, str] = {}
         self._cancelled: set[str] = set()
         self.model_id = fingerprint_model(folder)
@@ -80,43 +96,45 @@ class HfSession(Session):
         """Answer requests in batches of like length; a window of four batches is sorted at a time."""
         source = iter(requests)
         while window := list(itertools.islice(source, 4 * self._engine.batch_size)):
-            ready: list[tuple[Request, list[int]]] = []
+            ready: list[_Row] = []
             for request in window:
-                ids, failure = self._encode(request)
-                if failure is not None:
-                    yield Result(request.id, failure=failure)
-                else:
-                    ready.append((request, ids))
-            ready.sort(key=lambda item: (self._batch_key(*item), len(item[1])))
-            for _, group in itertools.groupby(ready, key=lambda item: self._batch_key(*item)):
+                try:
+                    ready.append(self._encode(request))
+                except (EngineError, ValueError) as error:
+                    yield Result(request.id, failure=str(error).splitlines()[0])
+            ready.sort(key=lambda row: (self._batch_key(row), len(row.ids)))
+            for _, group in itertools.groupby(ready, key=self._batch_key):
                 yield from self._answer(list(group))
 
-    def _batch_key(self, request: Request, ids: list[int]) -> tuple[str, str, int]:
-        """Requests of one batch share all but the seed, and how many tokens they may get, whatever else is in it."""
+    def _batch_key(self, row: _Row) -> tuple[str, ...]:
+        """Rows of one batch share all but the seed, and how many tokens they may get, whatever else is in it."""
+        request = row.request
         shared: Sampling = request.sampling.model_copy(update={"seed": 0, "n": 1})
-        return request.adapter or "", shared.model_dump_json(), self._count_new(request, ids)
+        method = fingerprint(request.method) if request.method else ""
+        limit, negative = str(self._count_new(row)), str(request.negative is None)
+        return request.adapter or "", shared.model_dump_json(), method, negative, limit
 
-    def _count_new(self, request: Request, ids: list[int]) -> int:
-        return min(request.sampling.max_new_tokens, self._engine.max_model_len - len(ids))
+    def _encode(self, request: Request) -> _Row:
+        """Return the first row of a request. Raises ValueError or EngineError for one that cannot be answered."""
+        if fault := request.find_fault(self._engine.gives):
+            raise ValueError(fault)
+        ids = encode_prompt(self._tokenizer, request.prompt)
+        negative = None if request.negative is None else encode_prompt(self._tokenizer, request.negative)
+        longest = max(len(ids), len(negative or []))
+        if longest + 1 > self._engine.max_model_len:
+            raise ValueError(f"{longest + 1} tokens, over max_model_len {self._engine.max_model_len}")
+        return _Row(request, ids, negative, 0)
 
-    def _encode(self, request: Request) -> tuple[list[int], str | None]:
-        try:
-            ids = encode_prompt(self._tokenizer, request.prompt)
-        except EngineError as error:
-            return [], str(error).splitlines()[0]
-        if len(ids) + 1 > self._engine.max_model_len:
-            return [], f"{len(ids) + 1} tokens, over max_model_len {self._engine.max_model_len}"
-        return ids, None
-
-    def _answer(self, items: list[tuple[Request, list[int]]]) -> Iterator[Result]:
-        rows = [_Row(request, ids, index) for request, ids in items for index in range(request.sampling.n)]
-        left = {request.id: request.sampling.n for request, _ in items}
-        done: dict[str, list[Completion]] = {request.id: [] for request, _ in items}
+    def _answer(self, items: list[_Row]) -> Iterator[Result]:
+        rows = [replace(item, index=index) for item in items for index in range(item.request.sampling.n)]
+        left = {item.request.id: item.request.sampling.n for item in items}
+        done: dict[str, list[Completion]] = {item.request.id: [] for item in items}
         for start in range(0, len(rows), self._engine.batch_size):
             batch = rows[start : start + self._engine.batch_size]
             try:
                 completions = self._generate(batch)
-            except EngineError as error:  # an adapter that is none: all of these requests name it
+            except (EngineError, InputError) as error:
+                # An adapter or a second model that is none: all of this group name it.
                 failure = str(error).splitlines()[0]
                 yield from (Result(name, failure=failure) for name, count in left.items() if count)
                 return
@@ -136,39 +154,78 @@ class HfSession(Session):
         from decode.draw import Draw, Stop
 
         sampling = rows[0].request.sampling
-        longest = max(len(row.ids) for row in rows)
-        pad = self._tokenizer.pad_token_id
-        ids_BT = torch.tensor([[pad] * (longest - len(row.ids)) + row.ids for row in rows], device=self._device)
-        mask_BT = torch.tensor(
-            [[0] * (longest - len(row.ids)) + [1] * len(row.ids) for row in rows], device=self._device
-        )
+        ids_BT, mask_BT = self._pad_left([row.ids for row in rows])
+        prompt_length = ids_BT.shape[1]
         draw = Draw(sampling, seeds=[_row_seed(row) for row in rows], device=self._device)
         stop = Stop(
             self._tokenizer,
             sampling.stop,
-            prompt_length=longest,
+            prompt_length=prompt_length,
             cancelled=lambda: [row.request.id in self._cancelled for row in rows],
         )
         config = GenerationConfig(
-            max_new_tokens=self._count_new(rows[0].request, rows[0].ids),
+            max_new_tokens=self._count_new(rows[0]),
             do_sample=False,
             num_beams=1,
             eos_token_id=self._eos_ids,
-            pad_token_id=pad,
+            pad_token_id=self._tokenizer.pad_token_id,
             bos_token_id=self._tokenizer.bos_token_id,
         )
+        method = self._bind_method(rows)  # may load weights: outside of inference mode
         with torch.inference_mode(), self._adapter(rows[0].request.adapter):
             out_BT = self._model.generate(
                 input_ids=ids_BT,
                 attention_mask=mask_BT,
                 generation_config=config,
+                custom_generate=method,
                 logits_processor=[draw],
                 stopping_criteria=StoppingCriteriaList([stop]),
             )
-        new_BT = out_BT[:, longest:].tolist()
+        new_BT = out_BT[:, prompt_length:].tolist()
         return [
-            self._finish(row, new, draw.logprobs(at)) for at, (row, new) in enumerate(zip(rows, new_BT, strict=True))
+            self._finish(row, new, logprobs)
+            for row, new, logprobs in zip(rows, new_BT, draw.logprobs(out_BT), strict=True)
         ]
+
+    def _count_new(self, row: _Row) -> int:
+        """Return how many tokens a row may get, whatever else is in the batch."""
+        longest = max(len(row.ids), len(row.negative or []))
+        return min(row.request.sampling.max_new_tokens, self._engine.max_model_len - longest)
+
+    def _pad_left(self, ids: Sequence[list[int]]) -> tuple[Any, Any]:
+        """Return token ids and mask, (B, T), padded on the left."""
+        import torch
+
+        longest, pad = max(map(len, ids)), self._tokenizer.pad_token_id
+        padded = [[pad] * (longest - len(row)) + row for row in ids]
+        mask = [[0] * (longest - len(row)) + [1] * len(row) for row in ids]
+        return torch.tensor(padded, device=self._device), torch.tensor(mask, device=self._device)
+
+    def _bind_method(self, rows: Sequence[_Row]) -> Any:
+        """Return the rows' method with all that it takes, or None for transformers' own loop."""
+        method = rows[0].request.method
+        if method is None:
+            return None
+        given: dict[str, Any] = {}
+        if method.second_model:
+            given["amateur"] = self._load_second(method.second_model)
+        names = {key: self._load_adapter(folder) for key, folder in method.adapters.items()}
+        method = method.model_copy(update=names)
+        negatives = [row.negative for row in rows if row.negative is not None]
+        if negatives:
+            given["negative_input_ids"], given["negative_attention_mask"] = self._pad_left(negatives)
+        return partial(method, **given)
+
+    def _load_second(self, name: str) -> Any:
+        """Load the second model of a method once. Raises EngineError where its tokens are others."""
+        from transformers import AutoModelForCausalLM
+
+        if name not in self._seconds:
+            folder = _find_second(name)
+            check_vocabularies(self._folder, folder)
+            second: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=self._model.dtype)
+            self._seconds[name] = second.to(self._device).eval()
+        return self._seconds[name]
 
     def _finish(self, row: _Row, new: list[int], logprobs: list[float]) -> Completion:
         """Cut a row at its first end-of-sequence token or stop string."""
@@ -236,6 +293,7 @@ class HfSession(Session):
     def close(self) -> None:
         """Free the model."""
         self._model = None
+        self._seconds.clear()
         gc.collect()
 
     def _adapter(self, adapter: str | None) -> ExitStack:
@@ -243,7 +301,18 @@ class HfSession(Session):
         from peft import PeftModel
 
         stack = ExitStack()
-        if adapter is not None and adapter not in self._adapters:
+        if adapter is not None:
+            name = self._load_adapter(adapter)  # which may put another object in the model's place
+            self._model.set_adapter(name)
+        elif isinstance(self._model, PeftModel):
+            stack.enter_context(self._model.disable_adapter())
+        return stack
+
+    def _load_adapter(self, adapter: str) -> str:
+        """Load an adapter's folder once; return its name in the model."""
+        from peft import PeftModel
+
+        if adapter not in self._adapters:
             name = f"adapter{len(self._adapters)}"
             try:
                 if isinstance(self._model, PeftModel):
@@ -255,11 +324,17 @@ class HfSession(Session):
                     f"adapter: {adapter}", given=str(error), allowed="a PEFT adapter's folder", do="Check the path."
                 ) from error
             self._adapters[adapter] = name
-        if adapter is not None:
-            self._model.set_adapter(self._adapters[adapter])
-        elif isinstance(self._model, PeftModel):
-            stack.enter_context(self._model.disable_adapter())
-        return stack
+        return self._adapters[adapter]
+
+
+def _find_second(name: str) -> Path:
+    """Find the second model of a method. Raises InputError that says so where it is nowhere."""
+    try:
+        return find_model(name)
+    except InputError as error:
+        raise InputError(
+            f"method: second {error.where}", given=error.given, allowed=error.allowed, do=error.do
+        ) from error
 
 
 def _choose_device(wanted: str) -> str:

@@ -19,6 +19,7 @@ from counterfoil.errors import EngineError
 from counterfoil.records import Completion, Message, content_id
 from decode.engine import Engine, Given, GivenLogprobs, Request, Result, Session
 from decode.http import HttpClient, HttpError, Patience
+from decode.method import Method
 
 __all__ = ["OpenaiApi", "OpenaiSession"]
 
@@ -68,7 +69,7 @@ class OpenaiApi(Engine):
         do = "Correct it; a key goes into the environment variable that api_key_env names."
         raise PydanticCustomError("address", "not an address of a server", {"allowed": allowed, "do": do})
 
-    def open(self, model: str, *, adapters: Sequence[str] = ()) -> "OpenaiSession":
+    def open(self, model: str, *, adapters: Sequence[str] = (), methods: Sequence[Method] = ()) -> "OpenaiSession":
         """Ask the server which models it has. `model` is one of them; `default` or nothing is the first.
 
         Raises:
@@ -209,6 +210,8 @@ class OpenaiSession(Session):
         """Answer each request once, in order of completion. Closing the iterator cancels what is in flight."""
 
         async def work(request: Request) -> Result:
+            if fault := request.find_fault(OpenaiApi.gives):
+                return Result(request.id, failure=fault)
             done = await self._catch(lambda: self._complete(request))
             return Result(request.id, failure=done) if isinstance(done, str) else Result(request.id, completions=done)
 

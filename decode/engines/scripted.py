@@ -16,6 +16,7 @@ from counterfoil.errors import InputError
 from counterfoil.job import InputPath
 from counterfoil.records import Completion, Message, content_id
 from decode.engine import Engine, Given, GivenLogprobs, Request, Result, Sampling, Session
+from decode.method import Method
 
 __all__ = ["Scripted"]
 
@@ -45,7 +46,7 @@ class Scripted(Engine):
     logprob_nats: float = Field(default=-1.0, le=0)
     """Log-probability of every token."""
 
-    def open(self, model: str, *, adapters: Sequence[str] = ()) -> "ScriptedSession":
+    def open(self, model: str, *, adapters: Sequence[str] = (), methods: Sequence[Method] = ()) -> "ScriptedSession":
         """Read the script. Raises InputError where it is broken."""
         rules: list[tuple[str, tuple[str, ...]]] = []
         if self.script is not None:
@@ -84,7 +85,9 @@ class ScriptedSession(Session):
         for request in requests:
             if self._engine.latency_s:
                 time.sleep(self._engine.latency_s)
-            if request.id in self._cancelled:
+            if fault := request.find_fault(self._engine.gives):
+                yield Result(request.id, failure=fault)
+            elif request.id in self._cancelled:
                 yield Result(request.id, failure="cancelled")
             elif self._engine.fail_when and self._engine.fail_when in _last(request.prompt):
                 yield Result(request.id, failure="scripted failure")

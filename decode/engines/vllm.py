@@ -22,6 +22,7 @@ from counterfoil.records import Completion
 from decode.adapters import merged_model
 from decode.chat import encode_prompt, encode_text, load_tokenizer
 from decode.engine import Engine, Given, GivenLogprobs, Request, Result, Sampling, Session
+from decode.method import Method
 
 __all__ = ["Vllm"]
 
@@ -51,7 +52,7 @@ class Vllm(Engine):
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs that share one model."""
 
-    def open(self, model: str, *, adapters: Sequence[str] = ()) -> "VllmSession":
+    def open(self, model: str, *, adapters: Sequence[str] = (), methods: Sequence[Method] = ()) -> "VllmSession":
         """Start the engine. Raises EngineError where vLLM is not installed or does not start."""
         folder = find_model(model)
         ranks = {adapter: _read_rank(adapter) for adapter in adapters}
@@ -236,6 +237,8 @@ class VllmSession(Session):
         return LoRARequest(adapter, number, adapter)
 
     def _send_request(self, number: str, request: Request) -> int:
+        if fault := request.find_fault(Vllm.gives):
+            raise ValueError(fault)
         ids = encode_prompt(self._tokenizer, request.prompt)
         self._check_length(len(ids) + 1)
         self._engine.add_request(

@@ -36,7 +36,7 @@ class Session(ScriptedSession):
 
 class Counted(Scripted):
     log: Path
-    def open(self, model, *, adapters=()):
+    def open(self, model, *, adapters=(), methods=()):
         return Session(self, model, [])
 """
 

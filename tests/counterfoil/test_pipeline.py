@@ -104,7 +104,9 @@ def test_a_mistake_in_the_last_job_is_known_before_the_first_begins(
     text = text.replace("gives =", "gives: ClassVar =").replace(
         "from decode", "from typing import ClassVar\nfrom decode"
     )
-    (tmp_path / "pipeline_user" / "poor.py").write_text(text + "    def open(self, model, *, adapters=()): ...\n")
+    (tmp_path / "pipeline_user" / "poor.py").write_text(
+        text + "    def open(self, model, *, adapters=(), methods=()): ...\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(error) as raised:
         pipeline(two(second)).run("run", quiet=True)

@@ -64,6 +64,13 @@ def test_every_row_is_kept_or_dropped(tmp_path: Path) -> None:
     assert len(read(done, "completions.jsonl")) == 2
 
 
+def test_a_run_in_which_every_request_failed_is_not_done(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "x.jsonl", {"prompt": "one"}, {"prompt": "two"})
+    with pytest.raises(RunError, match="no request was answered"):
+        generate(path, tmp_path / "run", engine={"name": "scripted", "fail_when": "o"})
+    assert not (tmp_path / "run" / "manifest.json").exists()
+
+
 def test_prompts_are_texts_messages_or_records(tmp_path: Path) -> None:
     """A column of another name; a chat in `messages`, which is taken first; a Prompt as another run wrote it."""
     chat = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Hello."}]
@@ -134,7 +141,7 @@ def test_only_what_has_no_answer_is_asked(run: Run) -> None:
     class Shut(Scripted):
         """Equal to the double in all but that it cannot be opened."""
 
-        def open(self, model: str, *, adapters: object = ()) -> Any:
+        def open(self, model: str, *, adapters: object = (), methods: object = ()) -> Any:
             """Fail."""
             raise AssertionError("opened")
 
