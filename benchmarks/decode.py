@@ -10,6 +10,7 @@
 
 Variants take turns, at least 5 rounds, the minimum of each counts. A text is timed from its first new token to its last
 (decode-only) and as a whole (total). Where two variants must write the same tokens, that is asserted in the same run.
+`packed` is ours under `decode.packed_linears`, which holds the linear layers' weights a second time.
 `PYTHON` is an interpreter with transformers 4.55.4 and torch: the last version with contrastive search of its own.
 """
 
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +31,7 @@ sys.path[:] = [folder for folder in sys.path if folder != HERE]  # this file's o
 
 ROUNDS = 5
 NEW_TOKENS = 48
+KEPT = ExitStack()
 
 
 class Timing(NamedTuple):
@@ -50,6 +53,15 @@ def load(folder: str) -> Any:
     model: Any = AutoModelForCausalLM.from_pretrained(folder, **more).eval()
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
+    return model
+
+
+def load_packed(folder: str) -> Any:
+    """Load it once more, with its linear layers packed from now on."""
+    from decode import packed_linears
+
+    model = load(folder)
+    KEPT.enter_context(packed_linears(model))
     return model
 
 
@@ -148,7 +160,7 @@ def compare_search(folder: str, old: str) -> None:
     """Against transformers 4.55.4."""
     from decode import contrastive_search
 
-    model, other = load(folder), Old(old, folder)
+    model, packed, other = load(folder), load_packed(folder), Old(old, folder)
     print(f"transformers {other.version}", flush=True)
     for length in (64, 512, 1536):
         for k in (4, 8):
@@ -159,9 +171,13 @@ def compare_search(folder: str, old: str) -> None:
                     "ours": lambda ids=ids, k=k: time_text(
                         model, ids, custom_generate=contrastive_search, alpha=0.6, k=k
                     ),
+                    "packed": lambda ids=ids, k=k: time_text(
+                        packed, ids, custom_generate=contrastive_search, alpha=0.6, k=k
+                    ),
                 }
             )
-            show(f"context {length}, k {k}", best, "transformers", "ours")
+            for name in ("ours", "packed"):
+                show(f"context {length}, k {k}", best, "transformers", name)
     other.close()
 
 
@@ -169,16 +185,17 @@ def compare_greedy(folder: str) -> None:
     """Against greedy decoding; k = 1 and alpha = 0 must write what greedy writes."""
     from decode import contrastive_search
 
-    model = load(folder)
+    models = {"": load(folder), " packed": load_packed(folder)}
     for length in (64, 512, 1536):
         ids = draw_prompt(length)
-        variants = {"greedy": lambda ids=ids: time_text(model, ids, do_sample=False)}
-        for k in (4, 8):
-            variants[f"k {k}"] = lambda ids=ids, k=k: time_text(
-                model, ids, custom_generate=contrastive_search, alpha=0.0, k=k
-            )
+        variants = {"greedy": lambda ids=ids: time_text(models[""], ids, do_sample=False)}
+        for name, model in models.items():
+            for k in (4, 8):
+                variants[f"k {k}{name}"] = lambda ids=ids, k=k, model=model: time_text(
+                    model, ids, custom_generate=contrastive_search, alpha=0.0, k=k
+                )
         best = compare(variants)
-        for name in ("k 4", "k 8"):
+        for name in list(variants)[1:]:
             show(f"context {length}", best, name, "greedy")
 
 
@@ -237,7 +254,7 @@ def compare_guided(folder: str) -> None:
     """Against transformers' guidance_scale."""
     from decode import guided
 
-    model = load(folder)
+    model, packed = load(folder), load_packed(folder)
     for length, negative in ((64, 64), (512, 512), (512, 16), (16, 512)):
         ids, other = draw_prompt(length), draw_prompt(negative + 1)[:, 1:]
         best = compare(
@@ -248,9 +265,13 @@ def compare_guided(folder: str) -> None:
                 "ours": lambda ids=ids, other=other: time_text(
                     model, ids, custom_generate=guided, negative_input_ids=other, scale=1.5
                 ),
+                "packed": lambda ids=ids, other=other: time_text(
+                    packed, ids, custom_generate=guided, negative_input_ids=other, scale=1.5
+                ),
             }
         )
-        show(f"prompt {length}, negative {negative}", best, "transformers", "ours")
+        for name in ("ours", "packed"):
+            show(f"prompt {length}, negative {negative}", best, "transformers", name)
 
 
 def compare_contrastive(folder: str) -> None:
@@ -283,7 +304,7 @@ def compare_decoupled(folder: str) -> None:
     """Two random adapters on one base against one of them."""
     from peft import LoraConfig, get_peft_model
 
-    from decode import decoupled
+    from decode import decoupled, packed_linears
 
     lora = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
     model: Any = get_peft_model(load(folder), lora, adapter_name="positive")
@@ -293,15 +314,22 @@ def compare_decoupled(folder: str) -> None:
         if "lora_B" in name:
             torch.nn.init.normal_(value, std=0.01)
     model.eval()
+
+    def run_packed(ids: torch.Tensor) -> Timing:
+        with packed_linears(model):  # its weights are packed anew, before the first token is noted
+            return time_text(model, ids, custom_generate=decoupled, strength=1e-6)
+
     for length in (64, 512):
         ids = draw_prompt(length)
         best = compare(
             {
                 "greedy": lambda ids=ids: time_text(model, ids, do_sample=False),
                 "ours": lambda ids=ids: time_text(model, ids, custom_generate=decoupled, strength=1e-6),
+                "packed": lambda ids=ids: run_packed(ids),
             }
         )
-        show(f"context {length}", best, "ours", "greedy")
+        for name in ("ours", "packed"):
+            show(f"context {length}", best, name, "greedy")
 
 
 def main(arguments: Sequence[str]) -> None:
