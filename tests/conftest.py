@@ -97,6 +97,16 @@ def lora_server(tmp_path: Path, adapter: Path) -> Iterator[str]:
         yield base_url
 
 
+@pytest.fixture
+def guided_server(tmp_path: Path) -> Iterator[str]:
+    """Start such a server that decodes with classifier-free guidance where a request asks for it."""
+    from decode.methods.guided import Guided
+    from decode.vllm_plugin.settings import make_flags
+
+    with _serve(tmp_path / "log.txt", *make_flags(Guided(scale=2.0))) as base_url:
+        yield base_url
+
+
 @contextmanager
 def _serve(log: Path, *more: str) -> Iterator[str]:
     with socket.socket() as free:

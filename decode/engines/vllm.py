@@ -16,13 +16,14 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from counterfoil.config import fingerprint
 from counterfoil.errors import EngineError
 from counterfoil.models import find_model, fingerprint_model
-from counterfoil.records import Completion
+from counterfoil.records import Completion, content_id
 from decode.adapters import merged_model
-from decode.chat import encode_prompt, encode_text, load_tokenizer
+from decode.chat import check_vocabularies, encode_prompt, encode_text, load_tokenizer
 from decode.engine import Engine, Given, GivenLogprobs, Request, Result, Sampling, Session
-from decode.method import Method
+from decode.method import LogitsMethod, Method
 
 __all__ = ["Vllm"]
 
@@ -32,6 +33,7 @@ class Vllm(Engine):
 
     gives: ClassVar[frozenset[str]] = frozenset(
         {"chat", "text", "n", "stop", "seed", "logprobs", "given_logprobs", "adapters", "cancel", "num_tokens"}
+        | {"two_models", "two_prompts", "two_adapters"}
     )
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -53,10 +55,39 @@ class Vllm(Engine):
     """GPUs that share one model."""
 
     def open(self, model: str, *, adapters: Sequence[str] = (), methods: Sequence[Method] = ()) -> "VllmSession":
-        """Start the engine. Raises EngineError where vLLM is not installed or does not start."""
+        """Start the engine. Raises EngineError where vLLM is not installed or does not start.
+
+        It decodes with one of `methods`; requests may change that method's numbers. Where there is one, an adapter is merged.
+        """
         folder = find_model(model)
         ranks = {adapter: _read_rank(adapter) for adapter in adapters}
-        return VllmSession(self, folder, ranks)
+        return VllmSession(self, folder, ranks, _choose_method(folder, methods))
+
+
+def _choose_method(folder: Path, methods: Sequence[Method]) -> LogitsMethod | None:
+    """Return the one method of a session, the names of models in it turned into folders."""
+    kinds = {fingerprint(_without_numbers(method)) for method in methods}
+    if len(kinds) > 1:
+        raise EngineError(
+            "method", given=f"{len(kinds)} of them", allowed="one a session, whose numbers may differ by request",
+            do="Open a session for each, or use engine=hf.",
+        )  # fmt: skip
+    if not methods:
+        return None
+    method = methods[0]
+    assert isinstance(method, LogitsMethod)  # the others need what `gives` lacks
+    if method.second_model:
+        second = find_model(method.second_model)
+        check_vocabularies(folder, second)
+        method = method.model_copy(update={"amateur": str(second)})
+    return method
+
+
+def _without_numbers(method: Method) -> Method:
+    from decode.vllm_plugin.settings import list_numbers
+
+    plain = {name: type(method).model_fields[name].default for name in list_numbers(type(method))}
+    return method.model_copy(update=plain)
 
 
 def _read_rank(adapter: str) -> int:
@@ -94,9 +125,12 @@ def _prepare_environment() -> bool:
 class VllmSession(Session):
     """An open vLLM engine."""
 
-    def __init__(self, engine: Vllm, folder: Path, ranks: Mapping[str, int]) -> None:
+    def __init__(self, engine: Vllm, folder: Path, ranks: Mapping[str, int], method: LogitsMethod | None) -> None:
         on_gpu = _prepare_environment()
-        merge = engine.merge_adapter if engine.merge_adapter is not None else not on_gpu
+        merge = engine.merge_adapter if engine.merge_adapter is not None else not on_gpu or method is not None
+        self._method = method
+        # Between two adapters there is no bare model to answer plain requests.
+        self._plain = method is None or len(method.adapters) < 2 or getattr(method, "mode", "") == "anchored"
         self._merged = next(iter(ranks)) if merge and len(ranks) == 1 else None
         try:
             from vllm import EngineArgs, LLMEngine
@@ -108,6 +142,8 @@ class VllmSession(Session):
                 do="Install counterfoil[cpu] or counterfoil[gpu], or use engine=hf.",
             ) from error
         self.model_id = fingerprint_model(folder)
+        if method is not None and method.second_model:
+            self.model_id = content_id(self.model_id, fingerprint_model(Path(method.second_model)))
         self._tokenizer = load_tokenizer(str(folder))
         self._numbers = itertools.count()
         self._adapters: dict[str, int] = {}
@@ -135,6 +171,17 @@ class VllmSession(Session):
             # The samples of a prompt share its full blocks; the CPU build's usual 128 would leave short prompts unshared.
             settings["block_size"] = 32
             settings["max_num_batched_tokens"] = max(2048, engine.max_model_len)
+        if method is not None:
+            from decode.vllm_plugin import register
+            from decode.vllm_plugin.settings import make_settings
+
+            register()
+            settings |= make_settings(method)
+            if ranks and self._merged is None:
+                raise EngineError(
+                    "adapter", given=f"{len(ranks)} beside a method", allowed="one, merged into the weights",
+                    do="Leave merge_adapter as it is, or use engine=hf.",
+                )  # fmt: skip
         if ranks and self._merged is None:
             rank = next(step for step in (8, 16, 32, 64, 128, 256, 320, 512) if step >= max(ranks.values()))
             settings |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": len(ranks)}
@@ -240,14 +287,33 @@ class VllmSession(Session):
         if fault := request.find_fault(Vllm.gives):
             raise ValueError(fault)
         ids = encode_prompt(self._tokenizer, request.prompt)
+        num_tokens = len(ids)
+        params, prompt = _sampling_params(request.sampling), {}
+        if request.method is not None or not self._plain:
+            ids, params.extra_args = self._contrast(request, ids)
+            if len(ids) > num_tokens:
+                prompt["cache_salt"] = f"counterfoil {number}"
         self._check_length(len(ids) + 1)
-        self._engine.add_request(
-            number,
-            {"prompt_token_ids": ids},
-            _sampling_params(request.sampling),
-            lora_request=self._lora(request.adapter),
-        )
-        return len(ids)
+        prompt["prompt_token_ids"] = ids
+        self._engine.add_request(number, prompt, params, lora_request=self._lora(request.adapter))
+        return num_tokens
+
+    def _contrast(self, request: Request, ids: list[int]) -> tuple[list[int], dict[str, Any]]:
+        """Return what vLLM is sent for a request with a method; see `make_arguments`."""
+        from decode.vllm_plugin.settings import make_arguments
+
+        if request.method is None:
+            raise ValueError("this session reads with two adapters and has no plain answers: give the method")
+        wanted = request.method
+        if wanted.second_model:
+            wanted = wanted.model_copy(update={"amateur": str(find_model(wanted.second_model))})
+        same = self._method is not None and _without_numbers(wanted) == _without_numbers(self._method)
+        if not same or not isinstance(wanted, LogitsMethod):
+            raise ValueError(
+                "the session was opened with another method, or none: vLLM loads what a method needs first"
+            )
+        negative = None if request.negative is None else encode_prompt(self._tokenizer, request.negative)
+        return make_arguments(wanted, prompt=ids, negative=negative)
 
     def _check_length(self, length: int) -> None:
         if length > self._max_model_len:

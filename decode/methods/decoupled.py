@@ -46,16 +46,21 @@ class Decoupled(LogitsMethod):
         both = {"positive": self.positive, "negative": self.negative}
         return {"negative": self.negative} if self.mode == "neg_only" else both
 
+    @property
+    def stream_adapters(self) -> list[str | None]:
+        """The adapter of each stream, as `combine` takes them; None is the bare model."""
+        return {
+            "pos_neg": [self.positive, self.negative],
+            "neg_only": [None, self.negative],
+            "anchored": [None, self.positive, self.negative],
+        }[self.mode]
+
     def open_streams(self, model: Any, input_ids: Tensor, attention_mask: Tensor | None, **given: Any) -> Streams:
         """Read the prompt with each adapter."""
         from decode.adapters import list_adapters
         from decode.streams import Adapters
 
-        names: list[str | None] = {
-            "pos_neg": [self.positive, self.negative],
-            "neg_only": [None, self.negative],
-            "anchored": [None, self.positive, self.negative],
-        }[self.mode]
+        names = self.stream_adapters
         known = list_adapters(model)
         for name in names:
             if name is not None and name not in known:
