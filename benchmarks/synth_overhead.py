@@ -31,11 +31,11 @@ def serve_bare(pipe: Connection) -> None:
     from counterfoil.models import find_model
     from counterfoil.records import Prompt
     from decode.chat import encode_prompt, load_tokenizer
-    from decode.engines.vllm import Vllm, _prepare_environment, _sampling_params
+    from decode.engines.vllm import Vllm, _sampling_params, prepare_environment
     from decode.generate import draw_seed
     from synth.recipes.best_of_n import BestOfN
 
-    _prepare_environment()
+    prepare_environment()
     from vllm import LLM
 
     folder, engine = find_model("smollm2"), Vllm()

@@ -1,4 +1,4 @@
-"""The command line: counterfoil run|synth|align|decode|eval CONFIG [key=value ...], show, runs, doctor.
+"""The command line: counterfoil run|synth|align|decode|eval|serve CONFIG [key=value ...], show, runs, doctor.
 
 Only the standard library is imported before a verb is known, so that `--help` answers at once.
 """
@@ -40,6 +40,11 @@ def _make_parser() -> argparse.ArgumentParser:
         sub.add_argument("--parent", type=int, help=argparse.SUPPRESS)
         sub.add_argument("--brief", action="store_true", help="do not print the closing table")
         sub.add_argument("--quiet", action="store_true", help="print no progress either")
+    serve = verbs.add_parser(
+        "serve", help="answer over HTTP, with a method", description="Serve an OpenAI-compatible endpoint."
+    )
+    serve.add_argument("config", metavar="CONFIG", help="a YAML file or a known name")
+    serve.add_argument("overrides", nargs="*", metavar="key=value", help="change the config")
     show = verbs.add_parser(
         "show", help="print a resolved config, or a finished run", description="Print a config or a run."
     )
@@ -97,6 +102,16 @@ def _fail(options: argparse.Namespace, text: str, code: int) -> int:
 def _dispatch(options: argparse.Namespace) -> int:
     if options.verb in JOB_VERBS:
         return _run_job(options)
+    if options.verb == "serve":
+        from counterfoil.job import Service
+        from counterfoil.verbs import load_config
+
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        server, _ = load_config("serve", options.config, options.overrides)
+        assert isinstance(server, Service)
+        server.run()
+        return 0
     if options.verb == "show":
         from counterfoil.show import show
 

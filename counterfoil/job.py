@@ -110,6 +110,14 @@ class _UnfinishedError(Exception):
     """Tells an output that its work did not end well."""
 
 
+class Service(Config):
+    """What runs until it is interrupted and leaves no run behind: an endpoint."""
+
+    @abstractmethod
+    def run(self) -> None:
+        """Run. Raises CounterfoilError for what is known to be wrong before it begins."""
+
+
 class Job(Config):
     """A unit of work with a config, a run folder and a manifest. A subclass's fields are its choices."""
 

@@ -119,8 +119,9 @@ class Pipeline(Job):
             words = shlex.split(self.jobs[name])
         except ValueError:  # a quotation without an end
             words = []
-        if len(words) < 2 or words[0] not in VERBS or words[0] == "run":
-            allowed = f"VERB CONFIG key=value ..., VERB out of {', '.join(verb for verb in VERBS if verb != 'run')}"
+        verbs = [verb for verb in VERBS if verb not in ("run", "serve")]
+        if len(words) < 2 or words[0] not in verbs:
+            allowed = f"VERB CONFIG key=value ..., VERB out of {', '.join(verbs)}"
             raise ConfigError(f"jobs.{name}", given=repr(self.jobs[name]), allowed=allowed, do="Fix the line.")
         verb, config, *overrides = words
         path = find_config(config, VERBS[verb][1])

@@ -15,7 +15,7 @@ from counterfoil.config import dump, list_configs
 from counterfoil.errors import ConfigError, InputError
 from counterfoil.job import read_manifest, runs_folder
 from counterfoil.progress import show_seconds
-from counterfoil.verbs import VERBS, load_job
+from counterfoil.verbs import VERBS, load_config
 
 __all__ = ["list_runs", "print_run", "show"]
 
@@ -42,7 +42,7 @@ def show(what: str, overrides: Sequence[str], *, export: str | None, to: str | N
             what, given="no run to export", allowed="a finished run's folder", do="See `counterfoil runs`."
         )
     verb, config = _find_verb(what)
-    job, _ = load_job(verb, config, overrides, stand_in="(to be given)")
+    job, _ = load_config(verb, config, overrides, stand_in="(to be given)")
     text = yaml.safe_dump(dump(job), sort_keys=False, allow_unicode=True, width=110)
     Console().print(f"# {verb} {config}, resolved\n{text}", markup=False, highlight=False, end="", soft_wrap=True)
     return 0

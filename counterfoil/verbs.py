@@ -8,9 +8,9 @@ from typing import get_origin
 
 from counterfoil.config import apply_override, build, find_config, parse_override, read_yaml
 from counterfoil.errors import ConfigError
-from counterfoil.job import Job
+from counterfoil.job import Job, Service
 
-__all__ = ["VERBS", "load_job"]
+__all__ = ["VERBS", "load_config", "load_job"]
 
 VERBS = {
     "run": ("counterfoil.pipeline", "pipelines"),
@@ -18,6 +18,7 @@ VERBS = {
     "align": ("align.train", "align"),
     "decode": ("decode.generate", "decode"),
     "eval": ("eval.evaluate", "eval"),
+    "serve": ("decode.serve", "serve"),
 }
 """Verb -> the module of its usual job, and the folder of its configs.
 
@@ -25,8 +26,8 @@ A config may name another job of the same package: `job: report` under `eval` is
 """
 
 
-def find_job(verb: str, name: object, *, source: str) -> type[Job]:
-    """Import the job class of a verb, or another of the same package by name."""
+def find_job(verb: str, name: object, *, source: str) -> type[Job | Service]:
+    """Import the job class of a verb, or another of the same package by name; for `serve` the service."""
     usual = VERBS[verb][0]
     module_name = usual if name is None else f"{usual.split('.')[0]}.{name}"
     known = isinstance(name, str) and name.isidentifier() and importlib.util.find_spec(module_name) is not None
@@ -35,19 +36,28 @@ def find_job(verb: str, name: object, *, source: str) -> type[Job]:
     module = importlib.import_module(module_name)
     wanted = module_name.rsplit(".", 1)[1].capitalize()
     found = getattr(module, wanted, None)
-    if not (isinstance(found, type) and issubclass(found, Job)):
+    if not (isinstance(found, type) and issubclass(found, Service if verb == "serve" else Job)):
         raise ConfigError(f"{source}: job", given=f"{module_name} has no job {wanted}", allowed="a job", do="Fix it.")
     return found
 
 
 def load_job(
+    verb: str, config: str, overrides: Sequence[str], *, optional: frozenset[str] = frozenset()
+) -> tuple[Job, list[str]]:
+    """Build the job of `verb config key=value ...`; see `load_config`."""
+    job, used = load_config(verb, config, overrides, optional=optional)
+    assert isinstance(job, Job)
+    return job, used
+
+
+def load_config(
     verb: str,
     config: str,
     overrides: Sequence[str],
     *,
     optional: frozenset[str] = frozenset(),
     stand_in: str | None = None,
-) -> tuple[Job, list[str]]:
+) -> tuple[Job | Service, list[str]]:
     """Build the job of `verb config key=value ...`; return it with the overrides that it took.
 
     Of the overrides, those in `optional` are left out where the job has no such field. `stand_in` takes the place of

@@ -9,16 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, scaled_dot_product_attention
+from torch.nn.functional import normalize
 
-from decode.attention import install_attention, replaced_attention
+from decode.attention import replaced_attention
 from decode.branch_cache import CHUNK, BranchCache
+from decode.grouped_attention import GROUPED
 from decode.streams import score_states
 
 __all__ = ["OneRow", "Replicated", "open_branch"]
-
-ATTENTION = "counterfoil_branch"
-"""The name under which transformers finds `_attend`."""
 
 
 @contextmanager
@@ -30,7 +28,7 @@ def open_branch(
     if form == "replicated":
         yield Replicated(model, input_ids, model_kwargs, k=k, room=room)
         return
-    with replaced_attention(model.base_model, ATTENTION):
+    with replaced_attention(model.base_model, GROUPED):
         yield OneRow(model, input_ids, model_kwargs, k=k, room=room)
 
 
@@ -161,33 +159,3 @@ def _repeat(value: Any, times: int) -> Any:
     if isinstance(value, Tensor):
         return value.repeat_interleave(times, 0)
     return type(value)(**{key: _repeat(item, times) for key, item in value.items() if isinstance(item, Tensor)})
-
-
-def _attend(
-    _module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attend without repeating keys and values for each group of heads, which transformers does under a mask."""
-    causal = attention_mask is None and query.shape[2] > 1
-    grouped = key.shape[1] != query.shape[1]
-    result = scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=attention_mask,
-        is_causal=causal,
-        scale=scaling,
-        dropout_p=dropout,
-        enable_gqa=grouped,
-    )
-    return result.transpose(1, 2), None
-
-
-install_attention(ATTENTION, _attend)

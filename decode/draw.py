@@ -16,7 +16,7 @@ from transformers import (
 
 from decode.engine import Sampling
 
-__all__ = ["Draw", "Stop"]
+__all__ = ["Draw", "Show", "Stop"]
 
 STOP_WINDOW = 24
 """Tokens at the end of a row in which a stop string is looked for."""
@@ -94,4 +94,18 @@ class Stop(StoppingCriteria):
             tails = self._tokenizer.batch_decode(input_ids[:, start:], skip_special_tokens=True)
             done = [was or any(stop in tail for stop in self._stops) for was, tail in zip(done, tails, strict=True)]
         found: Any = torch.tensor(done, device=input_ids.device)
+        return found
+
+
+class Show(StoppingCriteria):
+    """End nothing; pass each row's new token ids on as they grow."""
+
+    def __init__(self, show: Callable[[int, list[int]], None], *, prompt_length: int) -> None:
+        self._show, self._prompt_length = show, prompt_length
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
+        """Return that no row is done. Shape: (B,)."""
+        for at, ids in enumerate(input_ids[:, self._prompt_length :].tolist()):
+            self._show(at, ids)
+        found: Any = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         return found

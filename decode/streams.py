@@ -6,6 +6,7 @@ Shapes: B rows, S streams, T tokens, V vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from counterfoil.errors import InputError
 from decode.adapters import stacked_adapters
-from decode.attention import list_cache_obstacles, replaced_forward
+from decode.attention import list_cache_obstacles, list_obstacles, replaced_attention, replaced_forward
+from decode.grouped_attention import GROUPED
 
 __all__ = ["Adapters", "Layers", "Rows", "Single", "Streams", "Together", "score_states"]
 
@@ -116,6 +118,15 @@ class Rows(Streams):
     def __init__(self, model: Any, prompts: Sequence[tuple[Tensor, Tensor | None]]) -> None:
         self._model = model
         self._prompts = [(ids, torch.ones_like(ids) if mask is None else mask) for ids, mask in prompts]
+        self._for_a_while = ExitStack()
+
+    def __enter__(self) -> "Rows":
+        if not list_obstacles(self._model):
+            self._for_a_while.enter_context(replaced_attention(self._model.base_model, GROUPED))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._for_a_while.close()
 
     @classmethod
     def pair(
@@ -155,14 +166,16 @@ class Adapters(Rows):
         self, model: Any, names: Sequence[str | None], input_ids: Tensor, attention_mask: Tensor | None
     ) -> None:
         super().__init__(model, [(input_ids, attention_mask)] * len(names))
-        self._stacked = stacked_adapters(model, names)
+        self._names = names
 
     def __enter__(self) -> "Adapters":
-        self._stacked.__enter__()
+        super().__enter__()
+        try:
+            self._for_a_while.enter_context(stacked_adapters(self._model, self._names))
+        except BaseException:
+            self._for_a_while.close()
+            raise
         return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stacked.__exit__(None, None, None)
 
     def start(self) -> list[Tensor]:
         """Read the prompt under each adapter."""

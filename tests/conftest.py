@@ -101,9 +101,9 @@ def lora_server(tmp_path: Path, adapter: Path) -> Iterator[str]:
 def guided_server(tmp_path: Path) -> Iterator[str]:
     """Start such a server that decodes with classifier-free guidance where a request asks for it."""
     from decode.methods.guided import Guided
-    from decode.vllm_plugin.settings import make_flags
+    from decode.vllm_plugin.settings import make_flags, make_settings
 
-    with _serve(tmp_path / "log.txt", *make_flags(Guided(scale=2.0))) as base_url:
+    with _serve(tmp_path / "log.txt", *make_flags(make_settings(Guided(scale=2.0)))) as base_url:
         yield base_url
 
 

@@ -19,8 +19,8 @@ from align.objective import Objective
 from counterfoil.cli import main
 from counterfoil.config import Choice, Config, build, dump, find_class, list_configs, list_family
 from counterfoil.errors import ConfigError, CounterfoilError, EngineError, InputError, RunError
-from counterfoil.job import Job, read_manifest
-from counterfoil.verbs import VERBS, load_job
+from counterfoil.job import Job, Service, read_manifest
+from counterfoil.verbs import VERBS, load_config
 from decode.engine import Engine
 from decode.method import Method
 from eval.scorer import Scorer
@@ -207,12 +207,12 @@ def test_a_config_loads_and_is_short(path: Path, tmp_path: Path) -> None:
     assert [text for text in texts(values) if re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", text)] == []
     usual = load_job_class(verb, values)
     absent = {name: value for name, value in fill(usual, tmp_path).items() if name not in values}
-    job, used = load_job(verb, str(path), [f"{key}={json.dumps(value)}" for key, value in absent.items()])
+    job, used = load_config(verb, str(path), [f"{key}={json.dumps(value)}" for key, value in absent.items()])
     assert type(job) is usual
     assert len(used) == len(absent)
 
 
-def load_job_class(verb: str, values: dict[str, Any]) -> type[Job]:
+def load_job_class(verb: str, values: dict[str, Any]) -> type[Job | Service]:
     module = importlib.import_module(
         f"{VERBS[verb][0].split('.')[0]}.{values['job']}" if "job" in values else VERBS[verb][0]
     )

@@ -7,7 +7,7 @@ each row, so that a request's text depends on its seed and never on what else is
 
 import gc
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -61,6 +61,10 @@ class Hf(Engine):
         return session
 
 
+Watch = Callable[[str, int, Sequence[int], Callable[[Sequence[int]], str]], None]
+"""Called at each token with a request's id, a sample's index, its token ids so far, and what turns those into text."""
+
+
 @dataclass
 class _Row:
     """One row of a batch: sample `index` of a request."""
@@ -93,6 +97,7 @@ class HfSession(Session):
         self._seconds: dict[str, Any] = {}
         self._adapters: dict[str, str] = {}
         self._cancelled: set[str] = set()
+        self.watch: Watch | None = None
         self._packing = ExitStack()
         if engine.packed:
             self._packing.enter_context(packed_linears(self._model))
@@ -158,7 +163,7 @@ class HfSession(Session):
         import torch
         from transformers import GenerationConfig, StoppingCriteriaList
 
-        from decode.draw import Draw, Stop
+        from decode.draw import Draw, Show, Stop
 
         sampling = rows[0].request.sampling
         ids_BT, mask_BT = self._pad_left([row.ids for row in rows])
@@ -170,6 +175,9 @@ class HfSession(Session):
             prompt_length=prompt_length,
             cancelled=lambda: [row.request.id in self._cancelled for row in rows],
         )
+        criteria = StoppingCriteriaList([stop])
+        if self.watch is not None:
+            criteria.append(Show(lambda at, ids: self._show(rows[at], ids), prompt_length=prompt_length))
         config = GenerationConfig(
             max_new_tokens=self._count_new(rows[0]),
             do_sample=False,
@@ -186,13 +194,19 @@ class HfSession(Session):
                 generation_config=config,
                 custom_generate=method,
                 logits_processor=[draw],
-                stopping_criteria=StoppingCriteriaList([stop]),
+                stopping_criteria=criteria,
             )
         new_BT = out_BT[:, prompt_length:].tolist()
         return [
             self._finish(row, new, logprobs)
             for row, new, logprobs in zip(rows, new_BT, draw.logprobs(out_BT), strict=True)
         ]
+
+    def _show(self, row: _Row, ids: Sequence[int]) -> None:
+        if self.watch is not None:
+            self.watch(
+                row.request.id, row.index, ids, lambda ids: self._tokenizer.decode(ids, skip_special_tokens=True)
+            )
 
     def _count_new(self, row: _Row) -> int:
         """Return how many tokens a row may get, whatever else is in the batch."""

@@ -25,7 +25,7 @@ from decode.chat import check_vocabularies, encode_prompt, encode_text, load_tok
 from decode.engine import Engine, Given, GivenLogprobs, Request, Result, Sampling, Session
 from decode.method import LogitsMethod, Method
 
-__all__ = ["Vllm"]
+__all__ = ["Vllm", "choose_method", "make_engine_settings", "prepare_environment"]
 
 
 class Vllm(Engine):
@@ -61,10 +61,10 @@ class Vllm(Engine):
         """
         folder = find_model(model)
         ranks = {adapter: _read_rank(adapter) for adapter in adapters}
-        return VllmSession(self, folder, ranks, _choose_method(folder, methods))
+        return VllmSession(self, folder, ranks, choose_method(folder, methods))
 
 
-def _choose_method(folder: Path, methods: Sequence[Method]) -> LogitsMethod | None:
+def choose_method(folder: Path, methods: Sequence[Method]) -> LogitsMethod | None:
     """Return the one method of a session, the names of models in it turned into folders."""
     kinds = {fingerprint(_without_numbers(method)) for method in methods}
     if len(kinds) > 1:
@@ -101,7 +101,7 @@ def _read_rank(adapter: str) -> int:
         ) from error
 
 
-def _prepare_environment() -> bool:
+def prepare_environment() -> bool:
     """Set what vLLM reads at import, before torch's thread pool exists; return whether a GPU is there."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     for key, value in {
@@ -122,11 +122,39 @@ def _prepare_environment() -> bool:
     return torch.cuda.is_available()
 
 
+def make_engine_settings(engine: Vllm, method: LogitsMethod | None, *, on_gpu: bool) -> dict[str, Any]:
+    """Return what vLLM's engine is started with, in this process or behind its server."""
+    settings: dict[str, Any] = {
+        "dtype": engine.dtype if on_gpu or engine.dtype != "auto" else "float32",
+        "max_model_len": engine.max_model_len,
+        "max_num_seqs": engine.max_num_seqs,
+        "seed": engine.seed,
+        "enforce_eager": engine.enforce_eager,
+        "tensor_parallel_size": engine.tensor_parallel_size,
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+    }
+    if not on_gpu:
+        settings["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * 2**30)
+        # The CPU sampler breaks on a seeded prompt that is prefilled in pieces ("CPU Generator does not use offset").
+        settings["enable_chunked_prefill"] = False
+        # The samples of a prompt share its full blocks; the CPU build's usual 128 would leave short prompts unshared.
+        settings["block_size"] = 32
+        settings["max_num_batched_tokens"] = max(2048, engine.max_model_len)
+    if method is not None:
+        from decode.vllm_plugin import register
+        from decode.vllm_plugin.settings import make_settings
+
+        register()
+        settings |= make_settings(method)
+    return settings
+
+
 class VllmSession(Session):
     """An open vLLM engine."""
 
     def __init__(self, engine: Vllm, folder: Path, ranks: Mapping[str, int], method: LogitsMethod | None) -> None:
-        on_gpu = _prepare_environment()
+        on_gpu = prepare_environment()
         merge = engine.merge_adapter if engine.merge_adapter is not None else not on_gpu or method is not None
         self._method = method
         # Between two adapters there is no bare model to answer plain requests.
@@ -153,36 +181,14 @@ class VllmSession(Session):
         self._max_queued = 2 * engine.max_num_seqs
         self._max_model_len = engine.max_model_len
         self._scores_text = on_gpu or not ranks or self._merged is not None
-        settings: dict[str, Any] = {
-            "dtype": engine.dtype if on_gpu or engine.dtype != "auto" else "float32",
-            "max_model_len": engine.max_model_len,
-            "max_num_seqs": engine.max_num_seqs,
-            "seed": engine.seed,
-            "enforce_eager": engine.enforce_eager,
-            "tensor_parallel_size": engine.tensor_parallel_size,
-            "enable_prefix_caching": True,
-            "disable_log_stats": True,
-            "use_tqdm_on_load": False,
-        }
-        if not on_gpu:
-            settings["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * 2**30)
-            # The CPU sampler breaks on a seeded prompt that is prefilled in pieces ("CPU Generator does not use offset").
-            settings["enable_chunked_prefill"] = False
-            # The samples of a prompt share its full blocks; the CPU build's usual 128 would leave short prompts unshared.
-            settings["block_size"] = 32
-            settings["max_num_batched_tokens"] = max(2048, engine.max_model_len)
-        if method is not None:
-            from decode.vllm_plugin import register
-            from decode.vllm_plugin.settings import make_settings
-
-            register()
-            settings |= make_settings(method)
-            if ranks and self._merged is None:
-                raise EngineError(
-                    "adapter", given=f"{len(ranks)} beside a method", allowed="one, merged into the weights",
-                    do="Leave merge_adapter as it is, or use engine=hf.",
-                )  # fmt: skip
-        if ranks and self._merged is None:
+        beside = {} if self._merged is not None else ranks
+        if method is not None and beside:
+            raise EngineError(
+                "adapter", given=f"{len(ranks)} beside a method", allowed="one, merged into the weights",
+                do="Leave merge_adapter as it is, or use engine=hf.",
+            )  # fmt: skip
+        settings: dict[str, Any] = make_engine_settings(engine, method, on_gpu=on_gpu) | {"use_tqdm_on_load": False}
+        if beside:
             rank = next(step for step in (8, 16, 32, 64, 128, 256, 320, 512) if step >= max(ranks.values()))
             settings |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": len(ranks)}
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -31,15 +32,17 @@ def make_settings(method: LogitsMethod) -> dict[str, Any]:
     return settings
 
 
-def make_flags(method: LogitsMethod) -> list[str]:
-    """Return the same for vLLM's command line: `python -m vllm.entrypoints.openai.api_server --model MODEL FLAGS`."""
+def make_flags(settings: Mapping[str, Any]) -> list[str]:
+    """Write such arguments as vLLM's command line takes them: `--key-of-two-words value`."""
     flags: list[str] = []
-    for key, value in make_settings(method).items():
-        flags.append(f"--{key.replace('_', '-')}")
-        if isinstance(value, dict):
-            flags.append(json.dumps(value))
-        elif isinstance(value, list):
-            flags += value
+    for key, value in settings.items():
+        name = key.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, dict):
+            flags += [f"--{name}", json.dumps(value)]
+        else:
+            flags += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
     return flags
 
 

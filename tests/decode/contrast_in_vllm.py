@@ -13,7 +13,7 @@ from counterfoil.models import find_model
 from decode.chat import encode_prompt, load_tokenizer
 from decode.engine import Request, Result, Sampling
 from decode.engines.hf import Hf
-from decode.engines.vllm import Vllm, _prepare_environment
+from decode.engines.vllm import Vllm, prepare_environment
 from decode.method import LogitsMethod
 from decode.methods.context_aware import ContextAware
 from decode.methods.contrastive import Contrastive
@@ -133,7 +133,7 @@ def check_sampling(session: Any, requests: list[Request]) -> dict[str, Any]:
 
 def check_pressure(_: Path) -> dict[str, Any]:
     """200 mixed requests through a tiny cache and a tiny budget of tokens, some cancelled on the way."""
-    _prepare_environment()
+    prepare_environment()
     from vllm import EngineArgs, LLMEngine, SamplingParams
     from vllm.v1.core.sched.scheduler import Scheduler
 
