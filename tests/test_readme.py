@@ -23,7 +23,7 @@ def read_scripts() -> list[str]:
 @pytest.mark.slow
 def test_the_script_in_the_readme_runs(tmp_path: Path) -> None:
     """Synthesis, training and evaluation in one process, with real vLLM; the adapter then loads in plain PEFT."""
-    script, _ = read_scripts()
+    script, *_ = read_scripts()
     path = tmp_path / "script.py"
     path.write_text(script)
     env = os.environ | {"COUNTERFOIL_RUNS": str(tmp_path / "runs")}
@@ -57,6 +57,21 @@ def test_the_lines_that_decode_run() -> None:
     exec("\n".join(before), names)
     found = eval(last, names)
     assert found.shape[1] > names["inputs"]["input_ids"].shape[1]
+
+
+@pytest.mark.slow
+def test_the_lines_for_vllm_run(tmp_path: Path) -> None:
+    """As a script, with the embedded model for both."""
+    names = re.compile('"(MODEL|AMATEUR)"')
+    script = names.sub(lambda _: repr(str(find_model("smollm2"))), read_scripts()[2])
+    path = tmp_path / "script.py"
+    path.write_text(script.replace("llm.generate(", "print(llm.generate(").rstrip() + "[0].outputs[0].text)\n")
+    env = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    done = subprocess.run(
+        [sys.executable, str(path)], env=env, capture_output=True, text=True, timeout=300, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip()
 
 
 def test_the_readme_is_short() -> None:

@@ -109,6 +109,10 @@ def make_app(session: HfSession, names: Names, *, engine: Hf) -> FastAPI:
         for ticket in tickets:
             if fault := ticket.request.find_fault(engine.gives):
                 raise RefusedError(400, f"{fault}.")
+            for given in (ticket.request.prompt, ticket.request.negative):
+                if given is not None and (length := session.num_tokens(given)) >= engine.max_model_len:
+                    said = f"{length} tokens leave no room for an answer in {engine.max_model_len} (max_model_len)."
+                    raise RefusedError(400, said)
         for ticket in tickets:
             worker.submit(ticket)
         if body.stream:
@@ -208,7 +212,7 @@ async def _wait(ticket: Ticket, http: HttpRequest) -> Result:
             continue
         if isinstance(item, Result):
             if item.failure is not None:
-                raise RefusedError(400, f"{item.failure}.")
+                raise RefusedError(500 if ticket.crash else 400, f"{item.failure}.")
             return item
 
 

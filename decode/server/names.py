@@ -35,8 +35,8 @@ class Names:
         `given` is a method's name, or a mapping of its fields, with a `name` where the model's name has none. What would be
         loaded (a second model, adapters) is the server's choice, never a request's.
         """
-        base, _, name = model.partition(":")
-        if base != self._model or (name and name not in self._methods):
+        name = model.removeprefix(self._model).removeprefix(":")
+        if model not in self.list_names():
             raise RefusedError(404, f"There is no model {model!r} here. There is {', '.join(self.list_names())}.")
         fields: dict[str, Any] = {}
         if isinstance(given, str):

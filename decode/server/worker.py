@@ -30,6 +30,8 @@ class Ticket:
     """(index of the sample, text so far) while it grows, then the Result."""
     gone: bool = False
     """Its sender has left."""
+    crash: str | None = None
+    """What went wrong in the engine, where its Result is a failure through no fault of the request."""
 
     def put(self, item: Result | tuple[int, str]) -> None:
         """Deliver from the worker's thread; a connection whose loop is closed gets nothing."""
@@ -46,6 +48,7 @@ class Worker:
         self._tickets: dict[str, Ticket] = {}
         self._thread = threading.Thread(target=self._run, name="counterfoil-worker", daemon=True)
         self.failure: str | None = None
+        """What went wrong in the last batch."""
 
     def start(self) -> None:
         """Begin."""
@@ -74,13 +77,16 @@ class Worker:
                 batch.append(self._waiting.get())
             tickets = [ticket for ticket in batch if ticket is not None and not ticket.gone]
             self._tickets = {ticket.request.id: ticket for ticket in tickets}
+            self.failure = None
             try:
                 for result in self._session.complete([ticket.request for ticket in tickets]):
                     self._tickets.pop(result.id).put(result)
             except Exception as error:
                 self.failure = f"{type(error).__name__}: {error}"
-            for name in list(self._tickets):
-                self._tickets.pop(name).put(Result(name, failure=self.failure or "not answered"))
+            for name, ticket in list(self._tickets.items()):
+                ticket.crash = self.failure or "not answered"
+                ticket.put(Result(name, failure=ticket.crash))
+            self._tickets = {}
             if None in batch:
                 return
 

@@ -87,26 +87,28 @@ def _read(folder: str) -> dict[str, tuple[Tensor, Tensor]]:
 
 def _attach(layer: Any, updates: list[list[tuple[Tensor, Tensor] | None]]) -> None:
     """Add to a layer whose output is several modules' outputs side by side, for S streams."""
-    weight = layer.weight
     sizes = list(layer.output_partition_sizes)
     ranks = [sum(len(pair[0]) for pair in parts if pair) for parts in updates]
-    down = weight.new_zeros((len(updates), layer.input_size_per_partition, max(ranks)))
-    up = weight.new_zeros((len(updates), max(ranks), sum(sizes)))
+    # A quantized layer has no `weight`.
+    kind: Any = {"dtype": layer.params_dtype, "device": next(layer.parameters()).device}
+    down = torch.zeros((len(updates), layer.input_size_per_partition, max(ranks)), **kind)
+    up = torch.zeros((len(updates), max(ranks), sum(sizes)), **kind)
     for stream, parts in enumerate(updates):
         rank = 0
         for at, pair in enumerate(parts):
             if pair is not None:
                 a, b = pair
                 columns = slice(sum(sizes[:at]), sum(sizes[: at + 1]))
-                down[stream, :, rank : rank + len(a)] = a.T.to(weight.dtype)
-                up[stream, rank : rank + len(a), columns] = b.T.to(weight.dtype)
+                down[stream, :, rank : rank + len(a)] = a.T
+                up[stream, rank : rank + len(a), columns] = b.T
                 rank += len(a)
     plain = layer.forward
 
     def forward(x: Tensor, *arguments: Any, **given: Any) -> Any:
         found = plain(x, *arguments, **given)
         rows = x.view(len(down), -1, x.shape[-1])
-        update = torch.bmm(torch.bmm(rows, down), up).view(-1, up.shape[-1])
-        return (found[0] + update, *found[1:]) if isinstance(found, tuple) else found + update
+        made = found[0] if isinstance(found, tuple) else found
+        made.view(len(down), -1, made.shape[-1]).baddbmm_(torch.bmm(rows, down), up)
+        return found
 
     layer.forward = forward

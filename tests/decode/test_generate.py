@@ -156,7 +156,8 @@ def test_only_what_has_no_answer_is_asked(run: Run) -> None:
 def test_a_failure_is_asked_again_and_its_answer_counts(run: Run) -> None:
     request = Request("a", "item", Sampling())
     failing = Scripted(fail_when="item")
-    ask(run, failing, "m", lambda: [request], total=1)
+    with pytest.raises(RunError, match="scripted failure"):
+        ask(run, failing, "m", lambda: [request], total=1)
     found = read_answer(run, failing, "m", request)
     assert found == Dropped(id="a", stage="generate", reason="request failed", detail="scripted failure")
     run.store.put("answer", failing.key(request, "m"), "[]")

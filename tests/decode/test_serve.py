@@ -21,6 +21,7 @@ from decode.engine import Request, Sampling, Session
 from decode.method import Method
 from decode.methods.contrastive import Contrastive
 from decode.methods.contrastive_search import ContrastiveSearch
+from decode.methods.dola import Dola
 from decode.methods.guided import Guided
 from decode.serve import Serve
 from decode.server.gate import RefusedError
@@ -96,7 +97,10 @@ def test_a_small_server_has_every_method(tmp_path: Path, hf_session: Session) ->
     wider = expect(hf_session, ContrastiveSearch(alpha=0.8, k=8))
     guided = expect(hf_session, Guided(scale=3.0), negative="Be rude.")
     assert len({plain, searched, wider, guided}) == 4
-    with serve(tmp_path, "search", "max_body_bytes=20000") as base_url, make_client(base_url) as client:
+    with (
+        serve(tmp_path, "search", "max_body_bytes=20000", "engine.max_model_len=1024") as base_url,
+        make_client(base_url) as client,
+    ):
         listed = [model.id for model in client.models.list()]
         assert listed[0] == "smollm2" and {"smollm2:contrastive_search", "smollm2:dola", "smollm2:guided"} <= set(
             listed
@@ -135,6 +139,7 @@ def test_a_small_server_has_every_method(tmp_path: Path, hf_session: Session) ->
         refuse(client, "smollm2", 400, "negative prompt", extra_body={"negative": "x"})
         refuse(client, "smollm2", 400, "tools is not taken", extra_body={"tools": [{"type": "function"}]})
         refuse(client, "smollm2", 400, "max_tokens", extra_body={"max_tokens": 0})
+        refuse(client, "smollm2:guided", 400, "leave no room", extra_body={"negative": "so " * 3000})
         refuse(client, "smollm2", 413, "larger than", extra_body={"user": "x" * 20000})
         assert ask(client, "smollm2") == plain
         address = base_url.removesuffix("/v1")
@@ -174,6 +179,15 @@ def test_what_is_loaded_is_never_a_requests_choice() -> None:
             names.find("m:contrastive", given)
     with pytest.raises(RefusedError, match="no name"):
         names.find("m", {"scale": 2})
+
+
+def test_a_model_with_a_colon_in_its_name_is_found() -> None:
+    names = Names("qwen:7b", None, gives=frozenset({"layers"}))
+    assert names.find("qwen:7b", None) is None
+    assert names.find("qwen:7b:dola", None) == Dola()
+    for other in ("qwen", "qwen:dola", "qwen:7b:guided", "dola"):
+        with pytest.raises(RefusedError, match="There is qwen:7b,"):
+            names.find(other, None)
 
 
 def test_a_config_is_checked_before_weights() -> None:
