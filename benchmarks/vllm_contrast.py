@@ -1,6 +1,7 @@
 """What contrast costs inside vLLM: 32 requests with it against vLLM plain with 64, in CPU seconds on one thread, float32.
 
     python benchmarks/vllm_contrast.py             # contrastive (amateur of 4 of 30 layers), decoupled, guided
+    python benchmarks/vllm_contrast.py neg_only    # one of them
 
 Each variant is a process of its own (engines share globals) that answers when its turn comes: 6 rounds, the first warms up,
 the minimum of the others counts. Prompts of 64 tokens, 32 new tokens each. With strength 0 (scale 1) the tokens must be the
@@ -122,13 +123,13 @@ class Worker:
         self._process.communicate()
 
 
-def main() -> None:
-    """Compare all."""
+def main(variants: list[str]) -> None:
+    """Compare what is named, or all."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_parts(folder)
         plain = Worker("plain", folder)
-        for variant in ("contrastive", "neg_only", "pos_neg", "guided"):
+        for variant in variants or ("contrastive", "neg_only", "pos_neg", "guided"):
             worker = Worker(variant, folder)
             best = {"plain 32": float("inf"), "plain 64": float("inf"), variant: float("inf")}
             for number in range(ROUNDS):
@@ -154,4 +155,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["work"]:
         work(sys.argv[2], Path(sys.argv[3]))
     else:
-        main()
+        main(sys.argv[1:])

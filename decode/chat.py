@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from counterfoil.errors import EngineError
-from counterfoil.records import Message
+from decode.engine import Content, is_token_ids
 
 __all__ = ["check_vocabularies", "encode_prompt", "encode_text", "load_tokenizer"]
 
@@ -33,13 +33,15 @@ def check_vocabularies(first: Path, second: Path) -> None:
     )
 
 
-def encode_prompt(tokenizer: Any, prompt: tuple[Message, ...] | str) -> list[int]:
+def encode_prompt(tokenizer: Any, prompt: Content) -> list[int]:
     """Encode chat messages through the model's template, up to where the assistant begins; plain text as it stands.
 
     Raises EngineError where the model has no chat template.
     """
     if isinstance(prompt, str):
         return list(tokenizer.encode(prompt))
+    if is_token_ids(prompt):
+        return list(prompt)
     if not tokenizer.chat_template:
         raise EngineError(
             "prompt",
@@ -50,6 +52,6 @@ def encode_prompt(tokenizer: Any, prompt: tuple[Message, ...] | str) -> list[int
     return list(tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=False))
 
 
-def encode_text(tokenizer: Any, text: str) -> list[int]:
+def encode_text(tokenizer: Any, text: str | tuple[int, ...]) -> list[int]:
     """Encode text that goes on from a prompt: no special tokens are added."""
-    return list(tokenizer.encode(text, add_special_tokens=False))
+    return list(tokenizer.encode(text, add_special_tokens=False) if isinstance(text, str) else text)

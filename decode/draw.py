@@ -16,7 +16,7 @@ from transformers import (
 
 from decode.engine import Sampling
 
-__all__ = ["Draw", "Show", "Stop"]
+__all__ = ["Draw", "Force", "Show", "Stop"]
 
 STOP_WINDOW = 24
 """Tokens at the end of a row in which a stop string is looked for."""
@@ -75,6 +75,30 @@ class Draw(LogitsProcessor):
         """Return the log-probabilities of each row's new tokens, given all (B, T); those after a row's end mean nothing."""
         self._note(ids)
         return torch.stack(self._logps_TB, 1).tolist() if self._logps_TB else [[] for _ in ids]
+
+
+class Force(LogitsProcessor):
+    """Make a greedy loop write given tokens, and note the log-probability that each had."""
+
+    def __init__(self, ids: Sequence[Sequence[int]], *, prompt_length: int, device: str) -> None:
+        longest = max(map(len, ids))
+        self._ids_BT = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids], device=device)
+        self._start = prompt_length
+        self._noted: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Return scores that allow the given token alone. Shapes: ids (B, T), scores (B, V)."""
+        at = input_ids.shape[1] - self._start
+        targets_B1 = self._ids_BT[:, at : at + 1]
+        logps_BV = scores.float().log_softmax(-1)
+        self._noted[at] = (logps_BV.gather(1, targets_B1)[:, 0].cpu(), (scores.argmax(-1) == targets_B1[:, 0]).cpu())
+        found: Any = torch.full_like(scores, -torch.inf).scatter_(1, targets_B1, 0.0)
+        return found
+
+    def read(self, row: int, length: int) -> tuple[tuple[float, ...], bool]:
+        """Return the log-probabilities of a row's tokens, and whether each was the likeliest."""
+        noted = [self._noted[at] for at in range(length)]
+        return tuple(float(logps[row]) for logps, _ in noted), all(bool(greedy[row]) for _, greedy in noted)
 
 
 class Stop(StoppingCriteria):

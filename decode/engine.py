@@ -14,13 +14,24 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 from pydantic import Field
+from typing_extensions import TypeIs
 
 from counterfoil.config import Choice, Config, find_class, fingerprint, list_family
 from counterfoil.errors import EngineError
 from counterfoil.records import Completion, Message, content_id
-from decode.method import Method
+from decode.method import LogitsMethod, Method
 
-__all__ = ["Engine", "Given", "GivenLogprobs", "Request", "Result", "Sampling", "Session", "require"]
+__all__ = [
+    "Content", "Engine", "Given", "GivenLogprobs", "Request", "Result", "Sampling", "Session", "is_token_ids", "require",
+]  # fmt: skip
+
+Content = tuple[Message, ...] | str | tuple[int, ...]
+"""Chat messages, text that is continued as it stands, or token ids that are sent as they are."""
+
+
+def is_token_ids(content: Content) -> TypeIs[tuple[int, ...]]:
+    """Say whether these are token ids."""
+    return not isinstance(content, str) and bool(content) and isinstance(content[0], int)
 
 
 class Sampling(Config):
@@ -48,16 +59,16 @@ class Sampling(Config):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt for an engine: chat messages, or plain text that is continued as it stands."""
+    """One prompt for an engine."""
 
     id: str
-    prompt: tuple[Message, ...] | str
+    prompt: Content
     sampling: Sampling
     adapter: str | None = None
     """Folder of a PEFT adapter (for `openai_api`: the name under which the server has it); None is the bare model."""
     method: Method | None = None
     """How the next token is chosen; None is greedy or plain sampling, as `sampling` says."""
-    negative: tuple[Message, ...] | str | None = None
+    negative: Content | None = None
     """For a method with two prompts: what `prompt` is contrasted with."""
 
     def find_fault(self, gives: frozenset[str]) -> str | None:
@@ -90,9 +101,20 @@ class Given:
     """
 
     id: str
-    prompt: tuple[Message, ...] | str
-    text: str
+    prompt: Content
+    text: str | tuple[int, ...]
     adapter: str | None = None
+    method: Method | None = None
+    """Under which the probabilities are; None is the model's own."""
+    negative: Content | None = None
+    """As a request's."""
+
+    def find_fault(self, gives: frozenset[str]) -> str | None:
+        """Say why an engine that gives `gives` cannot score this, or None."""
+        if self.method is not None and not isinstance(self.method, LogitsMethod):
+            return "the method chooses tokens by more than their probability, which a given text has none of"
+        asked = Request(self.id, self.prompt, Sampling(), self.adapter, self.method, self.negative)
+        return asked.find_fault(gives)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +124,8 @@ class GivenLogprobs:
     id: str
     token_logprobs: tuple[float, ...] = ()
     failure: str | None = None
+    is_greedy: bool = False
+    """Each token is the likeliest in its place; False as well where a server does not say."""
 
 
 class Session(ABC):
@@ -123,7 +147,7 @@ class Session(ABC):
         """Stop one request in flight; it ends with the failure `cancelled`. Unknown ids are ignored."""
 
     @abstractmethod
-    def num_tokens(self, prompt: tuple[Message, ...] | str) -> int:
+    def num_tokens(self, prompt: Content) -> int:
         """Count the tokens that the model would be sent, template included."""
 
     @abstractmethod

@@ -8,9 +8,7 @@ each row, so that a request's text depends on its seed and never on what else is
 import gc
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -19,9 +17,11 @@ from pydantic import Field
 from counterfoil.config import fingerprint
 from counterfoil.errors import EngineError, InputError
 from counterfoil.models import find_model, fingerprint_model
-from counterfoil.records import Completion, Message, content_id
-from decode.chat import check_vocabularies, encode_prompt, encode_text, load_tokenizer
-from decode.engine import Engine, Given, GivenLogprobs, Request, Result, Sampling, Session
+from counterfoil.records import Completion, content_id
+from decode.chat import check_vocabularies, encode_prompt
+from decode.engine import Content, Engine, Given, GivenLogprobs, Request, Result, Sampling, Session
+from decode.given import score
+from decode.loaded import Loaded, find_second
 from decode.method import Method
 
 __all__ = ["Hf"]
@@ -51,7 +51,7 @@ class Hf(Engine):
 
         Raises EngineError for a second model of another vocabulary, before any weight is read.
         """
-        seconds = [_find_second(method.second_model) for method in methods if method.second_model]
+        seconds = [find_second(method.second_model) for method in methods if method.second_model]
         folder = find_model(model)
         for second in seconds:
             check_vocabularies(folder, second)
@@ -79,30 +79,12 @@ class HfSession(Session):
     """A loaded model."""
 
     def __init__(self, engine: Hf, folder: Path) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
-
-        from decode.packing import packed_linears
-
-        logging.disable_progress_bar()
-        self._device = _choose_device(engine.device)
-        half = engine.dtype == "auto" and self._device == "cuda"
-        dtype = torch.bfloat16 if half else getattr(torch, "float32" if engine.dtype == "auto" else engine.dtype)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-        self._model: Any = model.to(self._device).eval()
-        self._tokenizer = load_tokenizer(str(folder))
+        self._loaded = Loaded(folder, device=engine.device, dtype=engine.dtype, packed=engine.packed)
+        self._tokenizer = self._loaded.tokenizer
         self._engine = engine
-        self._folder = folder
-        self._seconds: dict[str, Any] = {}
-        self._adapters: dict[str, str] = {}
         self._cancelled: set[str] = set()
         self.watch: Watch | None = None
-        self._packing = ExitStack()
-        if engine.packed:
-            self._packing.enter_context(packed_linears(self._model))
         self.model_id = fingerprint_model(folder)
-        self._eos_ids = _find_eos_ids(self._model, self._tokenizer)
 
     def complete(self, requests: Iterable[Request]) -> Iterator[Result]:
         """Answer requests in batches of like length; a window of four batches is sorted at a time."""
@@ -166,9 +148,9 @@ class HfSession(Session):
         from decode.draw import Draw, Show, Stop
 
         sampling = rows[0].request.sampling
-        ids_BT, mask_BT = self._pad_left([row.ids for row in rows])
+        ids_BT, mask_BT = self._loaded.pad_left([row.ids for row in rows])
         prompt_length = ids_BT.shape[1]
-        draw = Draw(sampling, seeds=[_row_seed(row) for row in rows], device=self._device)
+        draw = Draw(sampling, seeds=[_row_seed(row) for row in rows], device=self._loaded.device)
         stop = Stop(
             self._tokenizer,
             sampling.stop,
@@ -182,13 +164,13 @@ class HfSession(Session):
             max_new_tokens=self._count_new(rows[0]),
             do_sample=False,
             num_beams=1,
-            eos_token_id=self._eos_ids,
+            eos_token_id=self._loaded.eos_ids,
             pad_token_id=self._tokenizer.pad_token_id,
             bos_token_id=self._tokenizer.bos_token_id,
         )
-        method = self._bind_method(rows)  # may load weights: outside of inference mode
-        with torch.inference_mode(), self._adapter(rows[0].request.adapter):
-            out_BT = self._model.generate(
+        method = self._loaded.bind_method(rows[0].request.method, [row.negative for row in rows])
+        with torch.inference_mode(), self._loaded.use_adapter(rows[0].request.adapter):
+            out_BT = self._loaded.model.generate(
                 input_ids=ids_BT,
                 attention_mask=mask_BT,
                 generation_config=config,
@@ -213,49 +195,10 @@ class HfSession(Session):
         longest = max(len(row.ids), len(row.negative or []))
         return min(row.request.sampling.max_new_tokens, self._engine.max_model_len - longest)
 
-    def _pad_left(self, ids: Sequence[list[int]]) -> tuple[Any, Any]:
-        """Return token ids and mask, (B, T), padded on the left."""
-        import torch
-
-        longest, pad = max(map(len, ids)), self._tokenizer.pad_token_id
-        padded = [[pad] * (longest - len(row)) + row for row in ids]
-        mask = [[0] * (longest - len(row)) + [1] * len(row) for row in ids]
-        return torch.tensor(padded, device=self._device), torch.tensor(mask, device=self._device)
-
-    def _bind_method(self, rows: Sequence[_Row]) -> Any:
-        """Return the rows' method with all that it takes, or None for transformers' own loop."""
-        method = rows[0].request.method
-        if method is None:
-            return None
-        given: dict[str, Any] = {}
-        if method.second_model:
-            given["amateur"] = self._load_second(method.second_model)
-        names = {key: self._load_adapter(folder) for key, folder in method.adapters.items()}
-        method = method.model_copy(update=names)
-        negatives = [row.negative for row in rows if row.negative is not None]
-        if negatives:
-            given["negative_input_ids"], given["negative_attention_mask"] = self._pad_left(negatives)
-        return partial(method, **given)
-
-    def _load_second(self, name: str) -> Any:
-        """Load the second model of a method once. Raises EngineError where its tokens are others."""
-        from transformers import AutoModelForCausalLM
-
-        from decode.packing import packed_linears
-
-        if name not in self._seconds:
-            folder = _find_second(name)
-            check_vocabularies(self._folder, folder)
-            second: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=self._model.dtype)
-            self._seconds[name] = second.to(self._device).eval()
-            if self._engine.packed:
-                self._packing.enter_context(packed_linears(second))
-        return self._seconds[name]
-
     def _finish(self, row: _Row, new: list[int], logprobs: list[float]) -> Completion:
         """Cut a row at its first end-of-sequence token or stop string."""
         sampling, reason = row.request.sampling, "length"
-        ends = [at for at, token in enumerate(new) if token in self._eos_ids]
+        ends = [at for at, token in enumerate(new) if token in self._loaded.eos_ids]
         if ends:
             new, reason = new[: ends[0] + 1], "stop"
         text = self._tokenizer.decode(new, skip_special_tokens=True)
@@ -276,108 +219,22 @@ class HfSession(Session):
 
     def logprobs(self, given: Iterable[Given]) -> Iterator[GivenLogprobs]:
         """Score given text in batches of its order."""
-        source = iter(given)
-        while window := list(itertools.islice(source, self._engine.batch_size)):
-            window.sort(key=lambda item: item.adapter or "")
-            for adapter, group in itertools.groupby(window, key=lambda item: item.adapter):
-                yield from self._score(list(group), adapter)
-
-    def _score(self, items: list[Given], adapter: str | None) -> Iterator[GivenLogprobs]:
-        import torch
-
-        ready: list[tuple[Given, list[int], int]] = []
-        for item in items:
-            prefix = encode_prompt(self._tokenizer, item.prompt) if item.prompt else []
-            ids = prefix + encode_text(self._tokenizer, item.text)
-            if len(ids) > self._engine.max_model_len:
-                yield GivenLogprobs(item.id, failure=f"{len(ids)} tokens, over {self._engine.max_model_len}")
-            else:
-                ready.append((item, ids, max(len(prefix), 1)))
-        if not ready:
-            return
-        longest = max(len(ids) for _, ids, _ in ready)
-        pad = self._tokenizer.pad_token_id
-        ids_BT = torch.tensor([ids + [pad] * (longest - len(ids)) for _, ids, _ in ready], device=self._device)
-        mask_BT = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for _, ids, _ in ready]).to(self._device)
-        with torch.inference_mode(), self._adapter(adapter):
-            logits_BTV = self._model(input_ids=ids_BT, attention_mask=mask_BT).logits
-        for (item, ids, start), logits_TV in zip(ready, logits_BTV, strict=True):
-            rows_TV = logits_TV[start - 1 : len(ids) - 1].float()
-            targets_T = torch.tensor(ids[start:], device=self._device)
-            logps_T = rows_TV.gather(1, targets_T[:, None])[:, 0] - rows_TV.logsumexp(-1)
-            yield GivenLogprobs(item.id, tuple(logps_T.tolist()))
+        source, engine = iter(given), self._engine
+        while batch := list(itertools.islice(source, engine.batch_size)):
+            yield from score(self._loaded, batch, gives=engine.gives, max_model_len=engine.max_model_len)
 
     def cancel(self, request_id: str) -> None:
         """Stop a request; its row ends at the next token, or before its batch begins."""
         self._cancelled.add(request_id)
 
-    def num_tokens(self, prompt: tuple[Message, ...] | str) -> int:
+    def num_tokens(self, prompt: Content) -> int:
         """Count a prompt's tokens."""
         return len(encode_prompt(self._tokenizer, prompt))
 
     def close(self) -> None:
         """Free the model."""
-        self._packing.close()
-        self._model = None
-        self._seconds.clear()
+        self._loaded.close()
         gc.collect()
-
-    def _adapter(self, adapter: str | None) -> ExitStack:
-        """Switch to an adapter, or to the bare model, for as long as the block lasts."""
-        from peft import PeftModel
-
-        stack = ExitStack()
-        if adapter is not None:
-            name = self._load_adapter(adapter)  # which may put another object in the model's place
-            self._model.set_adapter(name)
-        elif isinstance(self._model, PeftModel):
-            stack.enter_context(self._model.disable_adapter())
-        return stack
-
-    def _load_adapter(self, adapter: str) -> str:
-        """Load an adapter's folder once; return its name in the model."""
-        from peft import PeftModel
-
-        if adapter not in self._adapters:
-            name = f"adapter{len(self._adapters)}"
-            try:
-                if isinstance(self._model, PeftModel):
-                    self._model.load_adapter(adapter, adapter_name=name)
-                else:
-                    self._model = PeftModel.from_pretrained(self._model, adapter, adapter_name=name).eval()
-            except (ValueError, OSError) as error:
-                raise EngineError(
-                    f"adapter: {adapter}", given=str(error), allowed="a PEFT adapter's folder", do="Check the path."
-                ) from error
-            self._adapters[adapter] = name
-        return self._adapters[adapter]
-
-
-def _find_second(name: str) -> Path:
-    """Find the second model of a method. Raises InputError that says so where it is nowhere."""
-    try:
-        return find_model(name)
-    except InputError as error:
-        raise InputError(
-            f"method: second {error.where}", given=error.given, allowed=error.allowed, do=error.do
-        ) from error
-
-
-def _choose_device(wanted: str) -> str:
-    import torch
-
-    if wanted != "auto":
-        return wanted
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _find_eos_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Collect what ends an answer: the model's own list and the tokenizer's token."""
-    known = model.generation_config.eos_token_id
-    ids = set(known if isinstance(known, list) else [known]) | {tokenizer.eos_token_id}
-    return sorted(token for token in ids if token is not None)
 
 
 def _row_seed(row: _Row) -> int | None:

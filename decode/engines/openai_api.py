@@ -6,6 +6,7 @@ server without them still answers; what it cannot give then fails by name, reque
 
 import asyncio
 import difflib
+import math
 import os
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,10 +15,11 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
+from typing_extensions import TypeIs
 
 from counterfoil.errors import EngineError
 from counterfoil.records import Completion, Message, content_id
-from decode.engine import Engine, Given, GivenLogprobs, Request, Result, Session
+from decode.engine import Content, Engine, Given, GivenLogprobs, Request, Result, Session, is_token_ids
 from decode.http import HttpClient, HttpError, Patience
 from decode.method import Method
 
@@ -141,18 +143,22 @@ class _Read(NamedTuple):
     token_ids: tuple[int, ...] | None
 
 
+def _is_chat(prompt: Content) -> TypeIs[tuple[Message, ...]]:
+    return not isinstance(prompt, str) and not is_token_ids(prompt)
+
+
 def _read_tokens(request: Request, choice: Mapping[str, Any], usage: Mapping[str, Any]) -> _Read:
     """Count the tokens of a choice. Usage has them of all n together, hence the count by log-probabilities."""
     sampling, found = request.sampling, cast(dict[str, Any], choice.get("logprobs") or {})
     if sampling.n == 1 and not sampling.logprobs:
         return _Read(int(usage["completion_tokens"]), None, None)
-    values: Any = found.get("token_logprobs" if isinstance(request.prompt, str) else "content")
+    values: Any = found.get("content" if _is_chat(request.prompt) else "token_logprobs")
     if values is None:
         why = "" if sampling.logprobs else ", by which the tokens of n > 1 choices are counted: ask with n: 1"
         raise HttpError(f"server sent no log-probabilities{why}")
     if not sampling.logprobs:
         return _Read(len(values), None, None)
-    logprobs = tuple(float(value if isinstance(request.prompt, str) else value["logprob"]) for value in values)
+    logprobs = tuple(float(value["logprob"] if _is_chat(request.prompt) else value) for value in values)
     ids = choice.get("token_ids")
     if ids is not None and len(ids) != len(logprobs):
         raise HttpError(f"server sent {len(ids)} token ids and {len(logprobs)} log-probabilities")
@@ -176,7 +182,7 @@ def _read_completions(request: Request, answer: Mapping[str, Any]) -> tuple[Comp
             reason = str(choice.get("finish_reason") or "stop")
             if reason in _BROKEN_REASONS:
                 raise HttpError(f"server ended a choice with finish_reason {reason}")
-            text = choice["text"] if isinstance(request.prompt, str) else choice["message"]["content"]
+            text = choice["message"]["content"] if _is_chat(request.prompt) else choice["text"]
             read = _read_tokens(request, choice, answer["usage"])
             completions.append(
                 Completion.make(
@@ -193,6 +199,13 @@ def _read_completions(request: Request, answer: Mapping[str, Any]) -> tuple[Comp
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise HttpError(f"server sent an answer of another shape: {type(error).__name__}: {error}") from None
     return tuple(completions)
+
+
+class _Scored(NamedTuple):
+    """Log-probabilities in a given token's place."""
+
+    own: float
+    likeliest: float
 
 
 class OpenaiSession(Session):
@@ -223,8 +236,12 @@ class OpenaiSession(Session):
         """Score each given text once, in order of completion."""
 
         async def work(item: Given) -> GivenLogprobs:
+            if fault := item.find_fault(OpenaiApi.gives):
+                return GivenLogprobs(item.id, failure=fault)
             done = await self._catch(lambda: self._score(item))
-            return GivenLogprobs(item.id, failure=done) if isinstance(done, str) else GivenLogprobs(item.id, done)
+            if isinstance(done, str):
+                return GivenLogprobs(item.id, failure=done)
+            return GivenLogprobs(item.id, tuple(own for own, _ in done), is_greedy=all(own >= top for own, top in done))
 
         return self._client.each(
             given, work, name=lambda item: item.id, cancelled=lambda name: GivenLogprobs(name, failure="cancelled")
@@ -234,7 +251,7 @@ class OpenaiSession(Session):
         """Stop one request in flight; it ends with the failure `cancelled`. Unknown ids are ignored."""
         self._client.cancel(request_id)
 
-    def num_tokens(self, prompt: tuple[Message, ...] | str) -> int:
+    def num_tokens(self, prompt: Content) -> int:
         """Count the tokens that the model would be sent, template included. Raises EngineError where it fails."""
         try:
             return self._client.wait(lambda: self._count(prompt))
@@ -297,41 +314,45 @@ class OpenaiSession(Session):
         else:
             body |= {key: value for key in ("top_k", "min_p") if (value := getattr(sampling, key))}
         counts = sampling.logprobs or sampling.n > 1
-        if isinstance(request.prompt, str):
+        if not _is_chat(request.prompt):
             return "/completions", body | {"prompt": request.prompt} | ({"logprobs": 0} if counts else {})
         body["messages"] = list(request.prompt)
         return "/chat/completions", body | ({"logprobs": True, "top_logprobs": 0} if counts else {})
 
-    async def _score(self, given: Given) -> tuple[float, ...]:
+    async def _score(self, given: Given) -> list[_Scored]:
         model = given.adapter or self._model
-        if await self._has_tokenize():
+        if not isinstance(given.text, str) or await self._has_tokenize():
             prefix = await self._tokenize(model, given.prompt) if given.prompt else []
             text = await self._tokenize(model, given.text, special=False)
             if not text:
-                return ()
+                return []
             values, _ = await self._echo(model, prefix + text)
             if len(values) not in {len(prefix + text), len(prefix + text) + 1}:
                 raise HttpError(f"server echoed {len(values)} log-probabilities for {len(prefix + text)} tokens")
-            return tuple(float(value) for value in values[max(len(prefix), 1) : len(prefix + text)])
+            return values[max(len(prefix), 1) : len(prefix + text)]
         if not isinstance(given.prompt, str):
             raise HttpError("server has no /tokenize")
         if not given.text:
-            return ()
+            return []
         whole = given.prompt + given.text
         values, offsets = await self._echo(model, whole)
         if len(given.prompt) not in offsets:
             raise HttpError("a token crosses the border of prompt and text, and the server has no /tokenize")
         rows = list(zip(values, offsets, strict=True))[0 if given.prompt else 1 :]
-        return tuple(float(value) for value, offset in rows if len(given.prompt) <= offset < len(whole))
+        return [value for value, offset in rows if len(given.prompt) <= offset < len(whole)]
 
-    async def _echo(self, model: str, prompt: str | list[int]) -> tuple[list[Any], list[int]]:
+    async def _echo(self, model: str, prompt: str | list[int]) -> tuple[list[_Scored], list[int]]:
         """Return log-probabilities and text offsets of the prompt's tokens, and of one token more."""
-        body = {"model": model, "prompt": prompt, "echo": True, "max_tokens": 1, "logprobs": 0, "temperature": 0.0}
+        body = {"model": model, "prompt": prompt, "echo": True, "max_tokens": 1, "logprobs": 1, "temperature": 0.0}
         answer = await self._client.ask("POST", "/completions", body=body)
         try:
             found = answer["choices"][0]["logprobs"]
-            return list(found["token_logprobs"]), [int(offset) for offset in found["text_offset"]]
-        except (KeyError, IndexError, TypeError, ValueError):
+            # Nothing goes before the first token.
+            own = [float(value or 0.0) for value in found["token_logprobs"]]
+            said = found.get("top_logprobs") or [{"unknown": math.inf}] * len(own)
+            tops = [max(top.values()) if top else -math.inf for top in said]
+            return [*map(_Scored, own, tops)], [int(offset) for offset in found["text_offset"]]
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
             raise HttpError("server sent no log-probabilities of the prompt (does it know echo?)") from None
 
     async def _has_tokenize(self) -> bool:
@@ -345,7 +366,9 @@ class OpenaiSession(Session):
                 self._tokenizes = False
         return self._tokenizes
 
-    async def _tokenize(self, model: str, prompt: tuple[Message, ...] | str, *, special: bool = True) -> list[int]:
+    async def _tokenize(self, model: str, prompt: Content, *, special: bool = True) -> list[int]:
+        if is_token_ids(prompt):
+            return list(prompt)
         body: dict[str, Any] = {"model": model}
         if isinstance(prompt, str):
             body |= {"prompt": prompt, "add_special_tokens": special}
@@ -357,11 +380,11 @@ class OpenaiSession(Session):
             raise HttpError("server's /tokenize sent no tokens", status=200)
         return [int(token) for token in cast(list[Any], tokens)]
 
-    async def _count(self, prompt: tuple[Message, ...] | str) -> int:
+    async def _count(self, prompt: Content) -> int:
         if await self._has_tokenize():
             return len(await self._tokenize(self._model, prompt))
-        path = "/completions" if isinstance(prompt, str) else "/chat/completions"
-        asked = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
+        path = "/chat/completions" if _is_chat(prompt) else "/completions"
+        asked = {"messages": list(prompt)} if _is_chat(prompt) else {"prompt": prompt}
         answer = await self._client.ask("POST", path, body={"model": self._model, "max_tokens": 1} | asked)
         try:
             return int(answer["usage"]["prompt_tokens"])

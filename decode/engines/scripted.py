@@ -14,8 +14,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from counterfoil.errors import InputError
 from counterfoil.job import InputPath
-from counterfoil.records import Completion, Message, content_id
-from decode.engine import Engine, Given, GivenLogprobs, Request, Result, Sampling, Session
+from counterfoil.records import Completion, content_id
+from decode.engine import Content, Engine, Given, GivenLogprobs, Request, Result, Sampling, Session, is_token_ids
 from decode.method import Method
 
 __all__ = ["Scripted"]
@@ -68,8 +68,11 @@ def _split(text: str) -> list[str]:
     return re.findall(r"\s*\S+|\s+$", text)
 
 
-def _last(prompt: tuple[Message, ...] | str) -> str:
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+def _last(prompt: Content) -> str:
+    if is_token_ids(prompt):
+        return " ".join(map(str, prompt))
+    last = prompt if isinstance(prompt, str) else prompt[-1]
+    return last if isinstance(last, str) else str(last["content"])
 
 
 class ScriptedSession(Session):
@@ -116,18 +119,21 @@ class ScriptedSession(Session):
     def logprobs(self, given: Iterable[Given]) -> Iterator[GivenLogprobs]:
         """Give every token of the text the same log-probability."""
         for item in given:
-            count = len(_split(item.text)) - (0 if item.prompt else 1)
+            if fault := item.find_fault(self._engine.gives):
+                yield GivenLogprobs(item.id, failure=fault)
+                continue
+            count = len(_split(_last(item.text))) - (0 if item.prompt else 1)
             yield GivenLogprobs(item.id, (self._engine.logprob_nats,) * max(count, 0))
 
     def cancel(self, request_id: str) -> None:
         """Fail a request that was not answered yet."""
         self._cancelled.add(request_id)
 
-    def num_tokens(self, prompt: tuple[Message, ...] | str) -> int:
+    def num_tokens(self, prompt: Content) -> int:
         """Count words."""
-        if isinstance(prompt, str):
-            return len(_split(prompt))
-        return sum(len(_split(message["content"])) for message in prompt)
+        if isinstance(prompt, str) or is_token_ids(prompt):
+            return len(_split(_last(prompt)))
+        return sum(len(_split(_last((message,)))) for message in prompt)
 
     def close(self) -> None:
         """Nothing to give back."""

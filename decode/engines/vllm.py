@@ -22,7 +22,7 @@ from counterfoil.models import find_model, fingerprint_model
 from counterfoil.records import Completion, content_id
 from decode.adapters import merged_model
 from decode.chat import check_vocabularies, encode_prompt, encode_text, load_tokenizer
-from decode.engine import Engine, Given, GivenLogprobs, Request, Result, Sampling, Session
+from decode.engine import Content, Engine, Given, GivenLogprobs, Request, Result, Sampling, Session
 from decode.method import LogitsMethod, Method
 
 __all__ = ["Vllm", "choose_method", "make_engine_settings", "prepare_environment"]
@@ -296,7 +296,7 @@ class VllmSession(Session):
         num_tokens = len(ids)
         params, prompt = _sampling_params(request.sampling), {}
         if request.method is not None or not self._plain:
-            ids, params.extra_args = self._contrast(request, ids)
+            ids, params.extra_args = self._contrast(request.method, ids, request.negative)
             if len(ids) > num_tokens:
                 prompt["cache_salt"] = f"counterfoil {number}"
         self._check_length(len(ids) + 1)
@@ -304,13 +304,14 @@ class VllmSession(Session):
         self._engine.add_request(number, prompt, params, lora_request=self._lora(request.adapter))
         return num_tokens
 
-    def _contrast(self, request: Request, ids: list[int]) -> tuple[list[int], dict[str, Any]]:
-        """Return what vLLM is sent for a request with a method; see `make_arguments`."""
+    def _contrast(
+        self, wanted: Method | None, ids: list[int], other: Content | None, text: Sequence[int] = ()
+    ) -> tuple[list[int], dict[str, Any]]:
+        """Return what vLLM is sent for a request with a method; see `make_arguments`. `text` goes on from both prompts."""
         from decode.vllm_plugin.settings import make_arguments
 
-        if request.method is None:
+        if wanted is None:
             raise ValueError("this session reads with two adapters and has no plain answers: give the method")
-        wanted = request.method
         if wanted.second_model:
             wanted = wanted.model_copy(update={"amateur": str(find_model(wanted.second_model))})
         same = self._method is not None and _without_numbers(wanted) == _without_numbers(self._method)
@@ -318,8 +319,8 @@ class VllmSession(Session):
             raise ValueError(
                 "the session was opened with another method, or none: vLLM loads what a method needs first"
             )
-        negative = None if request.negative is None else encode_prompt(self._tokenizer, request.negative)
-        return make_arguments(wanted, prompt=ids, negative=negative)
+        negative = None if other is None else [*encode_prompt(self._tokenizer, other), *text]
+        return make_arguments(wanted, prompt=[*ids, *text], negative=negative)
 
     def _check_length(self, length: int) -> None:
         if length > self._max_model_len:
@@ -351,18 +352,24 @@ class VllmSession(Session):
         if not self._scores_text:
             # vLLM 0.32's CPU build ends in an einsum error there, and takes the engine with it (add_lora_logits).
             raise ValueError("vLLM's CPU build cannot score given text beside LoRA adapters: use merge_adapter")
-        prefix = encode_prompt(self._tokenizer, given.prompt) if given.prompt else []
-        ids = prefix + encode_text(self._tokenizer, given.text)
+        if fault := given.find_fault(Vllm.gives):
+            raise ValueError(fault)
+        prompt = encode_prompt(self._tokenizer, given.prompt) if given.prompt else []
+        text = encode_text(self._tokenizer, given.text)
+        ids, params = prompt + text, SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        if given.method is not None or not self._plain:
+            ids, params.extra_args = self._contrast(given.method, prompt, given.negative, text)
         self._check_length(len(ids) + 1)
-        params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         self._engine.add_request(number, {"prompt_token_ids": ids}, params, lora_request=self._lora(given.adapter))
-        return max(len(prefix), 1)
+        return len(ids) - len(text) if prompt else 1
 
     def _read_given(self, given: Given, output: Any, failure: str | None) -> GivenLogprobs:
         if failure is not None or output is None:
             return GivenLogprobs(given.id, failure=failure)
         done, start = output
-        return GivenLogprobs(given.id, _chosen(done.prompt_token_ids[start:], done.prompt_logprobs[start:]))
+        ids, rows = done.prompt_token_ids[start:], done.prompt_logprobs[start:]
+        greedy = all(row[token].rank == 1 for token, row in zip(ids, rows, strict=True))
+        return GivenLogprobs(given.id, _chosen(ids, rows), is_greedy=greedy)
 
 
 def _chosen(token_ids: Sequence[int], logprobs: Any) -> tuple[float, ...]:

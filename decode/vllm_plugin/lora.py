@@ -1,4 +1,4 @@
-"""An adapter for each stream of a model: the base's product once for all, the updates as one batched product each way.
+"""An adapter for each stream of a model: the base's product once for all, each update on its stream's rows.
 
 Source: Hu et al. 2021, "LoRA" (arXiv 2106.09685); the folders are PEFT's. vLLM's own LoRA gives an adapter to a request, not
 to a stream of it.
@@ -87,28 +87,31 @@ def _read(folder: str) -> dict[str, tuple[Tensor, Tensor]]:
 
 def _attach(layer: Any, updates: list[list[tuple[Tensor, Tensor] | None]]) -> None:
     """Add to a layer whose output is several modules' outputs side by side, for S streams."""
-    sizes = list(layer.output_partition_sizes)
-    ranks = [sum(len(pair[0]) for pair in parts if pair) for parts in updates]
     # A quantized layer has no `weight`.
     kind: Any = {"dtype": layer.params_dtype, "device": next(layer.parameters()).device}
-    down = torch.zeros((len(updates), layer.input_size_per_partition, max(ranks)), **kind)
-    up = torch.zeros((len(updates), max(ranks), sum(sizes)), **kind)
+    sizes = list(layer.output_partition_sizes)
+    factors: list[tuple[int, Tensor, Tensor]] = []
     for stream, parts in enumerate(updates):
-        rank = 0
+        rank, total = 0, sum(len(pair[0]) for pair in parts if pair)
+        if not total:
+            continue
+        down = torch.zeros((layer.input_size_per_partition, total), **kind)
+        up = torch.zeros((total, sum(sizes)), **kind)
         for at, pair in enumerate(parts):
             if pair is not None:
                 a, b = pair
-                columns = slice(sum(sizes[:at]), sum(sizes[: at + 1]))
-                down[stream, :, rank : rank + len(a)] = a.T
-                up[stream, rank : rank + len(a), columns] = b.T
+                down[:, rank : rank + len(a)] = a.T
+                up[rank : rank + len(a), sum(sizes[:at]) : sum(sizes[: at + 1])] = b.T
                 rank += len(a)
+        factors.append((stream, down, up))
     plain = layer.forward
 
     def forward(x: Tensor, *arguments: Any, **given: Any) -> Any:
         found = plain(x, *arguments, **given)
-        rows = x.view(len(down), -1, x.shape[-1])
         made = found[0] if isinstance(found, tuple) else found
-        made.view(len(down), -1, made.shape[-1]).baddbmm_(torch.bmm(rows, down), up)
+        rows, into = x.view(len(updates), -1, x.shape[-1]), made.view(len(updates), -1, made.shape[-1])
+        for stream, down, up in factors:
+            into[stream].addmm_(rows[stream] @ down, up)
         return found
 
     layer.forward = forward

@@ -11,7 +11,7 @@ from typing import Any
 
 from counterfoil.models import find_model
 from decode.chat import encode_prompt, load_tokenizer
-from decode.engine import Request, Result, Sampling
+from decode.engine import Given, Request, Result, Sampling
 from decode.engines.hf import Hf
 from decode.engines.vllm import Vllm, prepare_environment
 from decode.method import LogitsMethod
@@ -100,13 +100,27 @@ def check_equal(folder: Path) -> dict[str, Any]:
             ours = answer(session, requests)
             again = answer(session, requests)  # what can be, comes from the prefix cache
             more = check_sampling(session, requests) if name in ("guided", "contrastive") else {}
+            more["scores"] = score(session, requests, ours)
             if name == "pos_neg":
                 plain = Request("p", requests[0].prompt, requests[0].sampling)
                 more["refused"] = answer(session, [plain])["p"].failure
         with Hf(batch_size=8, dtype="float32").open("smollm2", methods=[method]) as session:
             theirs = answer(session, requests)
+            scores = zip(more.pop("scores"), score(session, requests, theirs), strict=True)
+            more["scores_apart"] = max(abs(a - b) for a, b in scores)
         found[name] = compare(ours, theirs) | {"again": compare(ours, again)["different"]} | more
     return found
+
+
+def score(session: Any, requests: list[Request], answers: dict[str, Result]) -> list[float]:
+    """Score what was answered to the first requests, under their methods."""
+    given = [
+        Given(item.id, item.prompt, answers[item.id].completions[0].token_ids or (), None, item.method, item.negative)
+        for item in requests[:5]
+    ]
+    found = {item.id: item for item in session.logprobs(given)}
+    assert all(item.failure is None and item.is_greedy for item in found.values()), found
+    return [value for item in given for value in found[item.id].token_logprobs]
 
 
 def check_sampling(session: Any, requests: list[Request]) -> dict[str, Any]:

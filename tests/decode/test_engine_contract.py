@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from counterfoil.models import find_model
 from counterfoil.records import Message
+from decode.chat import load_tokenizer
 from decode.engine import Given, Request, Sampling, Session
 from decode.engines.hf import Hf, HfSession
 from decode.engines.openai_api import OpenaiApi
@@ -106,6 +108,24 @@ def test_plain_text_is_scored_from_its_second_token(subject: Session) -> None:
     by_id = {item.id: item for item in (whole, part)}
     assert by_id["whole"].token_logprobs[-3:] == pytest.approx(by_id["part"].token_logprobs[-3:], abs=2e-3)
     assert len(by_id["whole"].token_logprobs) > len(by_id["part"].token_logprobs)
+
+
+@pytest.mark.parametrize("subject", ["hf", "vllm", "openai_api"], indirect=True)
+def test_token_ids_are_sent_as_they_are(subject: Session) -> None:
+    """And a text that greedy decoding wrote is known as such."""
+    tokenizer = load_tokenizer(str(find_model("smollm2")))
+    prompt, ids = "The river behind the mill", tuple(tokenizer.encode("The river behind the mill"))
+    plain = Sampling(max_new_tokens=6, logprobs=True)
+    texts, (result,) = ask(subject, Request("t", prompt, plain)), subject.complete([Request("i", ids, plain)])
+    assert result.completions[0].text == texts["t"][0]
+    assert subject.num_tokens(ids) == len(ids)
+    written = result.completions[0].token_ids
+    assert written is not None
+    other = (written[0] + 1, *written[1:])
+    found = {item.id: item for item in subject.logprobs([Given("w", ids, written), Given("o", ids, other)])}
+    assert found["w"].is_greedy and not found["o"].is_greedy
+    assert found["w"].token_logprobs == pytest.approx(result.completions[0].token_logprobs, abs=1e-3)
+    assert len(found["o"].token_logprobs) == len(other)
 
 
 def test_chat_template_and_token_counts(subject: Session) -> None:

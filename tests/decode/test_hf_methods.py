@@ -1,6 +1,7 @@
 """Methods through the hf engine, with the embedded model: each equals `model.generate` with the same method."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,32 @@ def test_draws_stop_strings_and_logprobs_work_on_top(session: Session) -> None:
     (found,) = session.complete([Request("s", chat(QUESTIONS[0]), Sampling(stop=("e",)), None, ContrastiveSearch())])
     assert "e" not in found.completions[0].text
     assert found.completions[0].finish_reason == "stop"
+
+
+def test_given_text_is_scored_under_a_method(session: Session, amateur: Path) -> None:
+    """What a method wrote has the log-probabilities that it was written with; of others some are ruled out."""
+    methods: list[tuple[Method, str | None]] = [
+        (Contrastive(amateur=str(amateur)), None), (Dola(), None), (Guided(scale=2.0), "Be rude."),
+        (ContextAware(strength=0.5), "Hello."),
+    ]  # fmt: skip
+    for method, negative in methods:
+        results = ask(session, method, negative=negative, logprobs=True)
+        against = None if negative is None else chat(negative)
+        given = [
+            Given(item.id, chat(QUESTIONS[at]), item.completions[0].token_ids or (), None, method, against)
+            for at, item in enumerate(results)
+        ]
+        scores = {
+            item.id: item for item in session.logprobs([*given, Given("e", chat("Hi."), "", None, method, against)])
+        }
+        for item in results:
+            assert scores[item.id].token_logprobs == pytest.approx(item.completions[0].token_logprobs, abs=1e-4)
+            assert scores[item.id].is_greedy
+        assert scores["e"].token_logprobs == () and scores["e"].failure is None
+    (ruled_out,) = session.logprobs([Given("r", chat("Name a river."), "zqx", None, methods[0][0])])
+    assert ruled_out.token_logprobs[0] == -math.inf and not ruled_out.is_greedy
+    (refused,) = session.logprobs([Given("s", chat("Name a river."), "The", None, ContrastiveSearch())])
+    assert refused.failure is not None and "more than their probability" in refused.failure
 
 
 def test_logprobs_of_a_search_are_those_of_the_tokens_that_it_chose(session: Session) -> None:

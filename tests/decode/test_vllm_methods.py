@@ -57,7 +57,7 @@ def test_answers_are_those_of_transformers(folder: Path) -> None:
     found = run("equal", folder)
     for name, result in found.items():
         assert result["different"] == [] and result["again"] == [], name
-        assert result["largest"] < 1e-3, name
+        assert result["largest"] < 1e-3 and result["scores_apart"] < 1e-3, name
     assert found["guided"]["answers"] >= 50 and found["contrastive"]["answers"] >= 50
     for name in ("guided", "contrastive"):
         first, second = found[name]["twice"]

@@ -1,0 +1,120 @@
+"""The probability of given text on a model that transformers loaded: the model's own in one pass, or a method's.
+
+Under a method the text is what the method is made to write, so that its probabilities are those of decoding.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from counterfoil.config import fingerprint
+from counterfoil.errors import EngineError, InputError
+from decode.chat import encode_prompt, encode_text
+from decode.engine import Given, GivenLogprobs
+from decode.loaded import Loaded
+
+__all__ = ["score"]
+
+
+@dataclass
+class _Row:
+    """A given text as token ids: what it goes on from, and what is scored."""
+
+    given: Given
+    prompt: list[int]
+    text: list[int]
+    negative: list[int] | None
+
+
+def score(
+    loaded: Loaded, batch: Sequence[Given], *, gives: frozenset[str], max_model_len: int
+) -> Iterator[GivenLogprobs]:
+    """Score a batch; one that cannot be scored fails alone."""
+    rows: list[_Row] = []
+    for item in batch:
+        try:
+            rows.append(_encode(loaded, item, gives, max_model_len))
+        except (EngineError, ValueError) as error:
+            yield GivenLogprobs(item.id, failure=str(error).splitlines()[0])
+    rows.sort(key=_key)
+    for _, group in itertools.groupby(rows, key=_key):
+        alike = list(group)
+        try:
+            found = _read(loaded, alike) if alike[0].given.method is None else _force(loaded, alike)
+        except (EngineError, InputError) as error:
+            found = [GivenLogprobs(row.given.id, failure=str(error).splitlines()[0]) for row in alike]
+        yield from found
+
+
+def _key(row: _Row) -> tuple[str, ...]:
+    """Rows of one pass share all but their texts."""
+    given = row.given
+    method = fingerprint(given.method) if given.method else ""
+    return given.adapter or "", method, str(given.negative is None)
+
+
+def _encode(loaded: Loaded, given: Given, gives: frozenset[str], max_model_len: int) -> _Row:
+    if fault := given.find_fault(gives):
+        raise ValueError(fault)
+    prompt = encode_prompt(loaded.tokenizer, given.prompt) if given.prompt else []
+    text = encode_text(loaded.tokenizer, given.text)
+    if not prompt:
+        prompt, text = text[:1], text[1:]
+    negative = None if given.negative is None else encode_prompt(loaded.tokenizer, given.negative)
+    length = max(len(prompt), len(negative or [])) + len(text)
+    if length > max_model_len:
+        raise ValueError(f"{length} tokens, over {max_model_len}")
+    return _Row(given, prompt, text, negative)
+
+
+def _read(loaded: Loaded, rows: Sequence[_Row]) -> list[GivenLogprobs]:
+    """Score texts that share an adapter, in one pass."""
+    import torch
+
+    device, pad = loaded.device, loaded.tokenizer.pad_token_id
+    whole = [row.prompt + row.text for row in rows]
+    longest = max(1, *map(len, whole))
+    ids_BT = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in whole], device=device)
+    mask_BT = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in whole], device=device)
+    with torch.inference_mode(), loaded.use_adapter(rows[0].given.adapter):
+        logits_BTV = loaded.model(input_ids=ids_BT, attention_mask=mask_BT).logits
+    found: list[GivenLogprobs] = []
+    for row, ids, logits_TV in zip(rows, whole, logits_BTV, strict=True):
+        rows_TV = logits_TV[len(row.prompt) - 1 : len(ids) - 1].float() if row.text else logits_TV[:0]
+        targets_T = torch.tensor(row.text, device=device, dtype=torch.long)
+        logps_T = rows_TV.gather(1, targets_T[:, None])[:, 0] - rows_TV.logsumexp(-1)
+        greedy = bool((rows_TV.argmax(-1) == targets_T).all())
+        found.append(GivenLogprobs(row.given.id, tuple(logps_T.tolist()), is_greedy=greedy))
+    return found
+
+
+def _force(loaded: Loaded, rows: Sequence[_Row]) -> list[GivenLogprobs]:
+    """Score texts that share a method: it decodes, and is made to write them."""
+    import torch
+    from transformers import GenerationConfig
+
+    from decode.draw import Force
+
+    empty = [GivenLogprobs(row.given.id, is_greedy=True) for row in rows if not row.text]
+    rows = [row for row in rows if row.text]
+    if not rows:
+        return empty
+    ids_BT, mask_BT = loaded.pad_left([row.prompt for row in rows])
+    force = Force([row.text for row in rows], prompt_length=ids_BT.shape[1], device=loaded.device)
+    config = GenerationConfig(
+        max_new_tokens=max(len(row.text) for row in rows), do_sample=False, eos_token_id=None,
+        pad_token_id=loaded.tokenizer.pad_token_id,
+    )  # fmt: skip
+    method = loaded.bind_method(rows[0].given.method, [row.negative for row in rows])
+    with torch.inference_mode(), loaded.use_adapter(rows[0].given.adapter):
+        loaded.model.generate(
+            input_ids=ids_BT, attention_mask=mask_BT, generation_config=config, custom_generate=method,
+            logits_processor=[force],
+        )  # fmt: skip
+    found: list[GivenLogprobs] = []
+    for at, row in enumerate(rows):
+        logprobs, greedy = force.read(at, len(row.text))
+        found.append(GivenLogprobs(row.given.id, logprobs, is_greedy=greedy))
+    return empty + found
