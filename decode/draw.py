@@ -112,7 +112,8 @@ class Stop(StoppingCriteria):
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
         """Return which rows are done. Shape: (B,)."""
-        done = self._cancelled()
+        rows = self._cancelled()
+        done = [was for was in rows for _ in range(len(input_ids) // len(rows))]  # beams
         if self._stops:
             start = max(self._prompt_length, input_ids.shape[1] - STOP_WINDOW)
             tails = self._tokenizer.batch_decode(input_ids[:, start:], skip_special_tokens=True)

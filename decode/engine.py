@@ -53,6 +53,8 @@ class Sampling(Config):
     """Fixes the draws of a request; None leaves them to the engine."""
     stop: tuple[str, ...] = ()
     """End an answer before any of these strings."""
+    num_beams: int = Field(default=1, ge=1)
+    """More than one is beam search: the likeliest text that so many at a time lead to."""
     logprobs: bool = False
     """Also return the token ids and their log-probabilities."""
 
@@ -73,6 +75,12 @@ class Request:
 
     def find_fault(self, gives: frozenset[str]) -> str | None:
         """Say why an engine that gives `gives` cannot answer this request, or None."""
+        sampling = self.sampling
+        if sampling.num_beams > 1:
+            if "beams" not in gives:
+                return "beam search, which this engine does not give"
+            if sampling.temperature > 0 or sampling.n > 1 or sampling.logprobs or self.method is not None:
+                return "beam search with a temperature, n > 1, log-probabilities or a method"
         if self.method is None:
             return None if self.negative is None else "a negative prompt, and no method that has a use for it"
         if missing := sorted(self.method.needs - gives):
@@ -166,8 +174,8 @@ class Engine(Choice):
 
     FOLDER: ClassVar[str] = "decode.engines"
     gives: ClassVar[frozenset[str]]
-    """Out of: chat, text, n, stop, seed, logprobs, given_logprobs, adapters, cancel, num_tokens; and what methods need:
-    states, layers, two_models, two_prompts, two_adapters."""
+    """Out of: chat, text, n, stop, seed, logprobs, given_logprobs, adapters, cancel, num_tokens, beams; and what methods
+    need: states, layers, two_models, two_prompts, two_adapters."""
 
     @abstractmethod
     def open(self, model: str, *, adapters: Sequence[str] = (), methods: Sequence[Method] = ()) -> Session:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from counterfoil.errors import ConfigError, InputError, RunError
 from counterfoil.job import InputPath, Job, Run
 from counterfoil.jsonl import read_lines
-from counterfoil.records import Completion, Dropped, Prompt, content_id
+from counterfoil.records import Completion, Dropped, Message, Prompt, content_id
 from decode.engine import Engine, Request, Sampling, Session, require
 from decode.engines.vllm import Vllm
 from decode.method import Method
@@ -177,6 +177,8 @@ class Generate(Job):
     """JSONL with a column of texts or message lists."""
     column: str = "prompt"
     """The column that holds the prompt."""
+    chat: bool = True
+    """False goes on from a text as it stands, without the model's chat template."""
     model: str = "smollm2"
     """A name, a folder, a GGUF file or a hub id."""
     engine: Engine = Vllm()
@@ -190,13 +192,14 @@ class Generate(Job):
 
     def check(self) -> None:
         """Compare what is needed with what the engine gives."""
-        needs = {"chat", "n"} | ({"adapters"} if self.adapter else set()) | ({"stop"} if self.sampling.stop else set())
+        sampling, needs = self.sampling, {"chat" if self.chat else "text", "n"}
+        asked = {"adapters": self.adapter, "stop": sampling.stop, "beams": sampling.num_beams > 1}
+        needs |= {need for need, there in asked.items() if there}
         require(self.engine, needs | (self.method.needs if self.method else set()), where="engine")
         if self.method is None:
             return
         has_negative = "two_prompts" in self.method.needs  # a row that has none fails alone
-        temperature, n = self.sampling.temperature, self.sampling.n
-        if fault := self.method.find_fault(temperature=temperature, n=n, has_negative=has_negative):
+        if fault := self.method.find_fault(temperature=sampling.temperature, n=sampling.n, has_negative=has_negative):
             allowed = "a method with all that it needs, and a sampling that it has a use for"
             raise ConfigError("method", given=fault, allowed=allowed, do="Change the method's fields or the sampling.")
         if self.adapter and self.method.adapters:
@@ -264,4 +267,11 @@ class Generate(Job):
         sampling = self.sampling.model_copy(update={"seed": seed})
         adapter = str(self.adapter) if self.adapter else None
         negative = prompt.negative if self.method else None
-        return Request(prompt.id, prompt.messages, sampling, adapter, self.method, negative)
+        asked, other = prompt.messages, negative
+        if not self.chat:
+            asked, other = _join(prompt.messages), None if negative is None else _join(negative)
+        return Request(prompt.id, asked, sampling, adapter, self.method, other)
+
+
+def _join(messages: Sequence[Message]) -> str:
+    return "\n\n".join(message["content"] for message in messages)

@@ -31,7 +31,7 @@ class Hf(Engine):
     """The portable engine."""
 
     gives: ClassVar[frozenset[str]] = frozenset(
-        {"chat", "text", "n", "stop", "seed", "logprobs", "given_logprobs", "adapters", "cancel", "num_tokens"}
+        {"chat", "text", "n", "stop", "seed", "logprobs", "given_logprobs", "adapters", "cancel", "num_tokens", "beams"}
         | {"states", "layers", "two_models", "two_prompts", "two_adapters"}
     )
 
@@ -158,12 +158,12 @@ class HfSession(Session):
             cancelled=lambda: [row.request.id in self._cancelled for row in rows],
         )
         criteria = StoppingCriteriaList([stop])
-        if self.watch is not None:
+        if self.watch is not None and sampling.num_beams == 1:
             criteria.append(Show(lambda at, ids: self._show(rows[at], ids), prompt_length=prompt_length))
         config = GenerationConfig(
             max_new_tokens=self._count_new(rows[0]),
             do_sample=False,
-            num_beams=1,
+            num_beams=sampling.num_beams,
             eos_token_id=self._loaded.eos_ids,
             pad_token_id=self._tokenizer.pad_token_id,
             bos_token_id=self._tokenizer.bos_token_id,
@@ -175,7 +175,7 @@ class HfSession(Session):
                 attention_mask=mask_BT,
                 generation_config=config,
                 custom_generate=method,
-                logits_processor=[draw],
+                logits_processor=[draw] if sampling.num_beams == 1 else [],
                 stopping_criteria=criteria,
             )
         new_BT = out_BT[:, prompt_length:].tolist()

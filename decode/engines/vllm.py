@@ -320,6 +320,8 @@ class VllmSession(Session):
                 "the session was opened with another method, or none: vLLM loads what a method needs first"
             )
         negative = None if other is None else [*encode_prompt(self._tokenizer, other), *text]
+        if negative is None and text and "two_prompts" in wanted.needs:
+            negative = [*ids[-1:], *text]
         return make_arguments(wanted, prompt=[*ids, *text], negative=negative)
 
     def _check_length(self, length: int) -> None:

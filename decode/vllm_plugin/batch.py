@@ -84,12 +84,16 @@ class Batch:
         asked = [self.asked.get(slot) for slot in slots]
         device = common.query_start_loc.device
         codes = np.array([0 if item is None else 1 + at for at, item in enumerate(asked)], dtype=np.int64)
-        request_of = torch.from_numpy(np.repeat(codes, counts)).to(device)
+        request_of = np.repeat(codes, counts)
         parts = [Part() for _ in range(self.num_streams)]
         if self.two_prompts:
             computed = common.seq_lens_cpu_upper_bound.numpy()[: len(counts)] - counts
             parts = [_lay_out(stream, asked, starts, counts, computed, device) for stream in range(2)]
-        self.plan = Plan(asked, request_of, parts, common.query_start_loc_cpu)
+            # Before the second prompt begins there is nothing to contrast with, which `prompt_logprobs` come to see.
+            alone = np.repeat([item is not None and not item.fault for item in asked], counts)
+            alone[parts[1].rows.cpu().numpy() if parts[1].rows is not None else ...] = False
+            request_of[alone] = 0
+        self.plan = Plan(asked, torch.from_numpy(request_of).to(device), parts, common.query_start_loc_cpu)
         return self.plan
 
 

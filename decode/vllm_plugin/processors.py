@@ -116,8 +116,6 @@ class _Processor(FirstInterface, SecondInterface):
         asked = read_arguments(sampling_params.extra_args, _make_default(cls.METHOD))
         if asked is None:
             return
-        if sampling_params.prompt_logprobs is not None:
-            raise ValueError("prompt_logprobs are those of one reading: leave out contrast, or prompt_logprobs")
         if "two_prompts" in cls.METHOD.needs:
             # What lies in the cache for a prompt is half of what such a request needs.
             sampling_params.skip_reading_prefix_cache = True

@@ -121,6 +121,17 @@ def test_two_adapters_answer_as_generate_does(adapter: Path, model: Any) -> None
         tuned.unload()
 
 
+def test_beams_are_those_of_generate(session: Session, model: Any) -> None:
+    requests = [
+        Request(str(at), chat(text), Sampling(max_new_tokens=NEW, num_beams=3)) for at, text in enumerate(QUESTIONS)
+    ]
+    found = {item.id: item.completions[0].text for item in session.complete(requests)}
+    assert [found[str(at)] for at in range(len(QUESTIONS))] == expect(model, None, num_beams=3)
+    stopped = Sampling(max_new_tokens=NEW, num_beams=3, stop=(found["0"][3:6],))
+    (cut,) = session.complete([Request("s", chat(QUESTIONS[0]), stopped)])
+    assert stopped.stop[0] not in cut.completions[0].text  # or it ends before it, or another text is likelier
+
+
 def test_draws_stop_strings_and_logprobs_work_on_top(session: Session) -> None:
     """The text of a request hangs on its seed alone; its log-probabilities are of the method's own scores."""
     method = Guided(scale=1.5)

@@ -1,0 +1,242 @@
+"""Continuations(Job): how texts that methods wrote after real prefixes compare with what people wrote, with intervals.
+
+    rep-2 .. rep-4, diversity    how much a text repeats itself                                (eval/repetition.py)
+    MAUVE                        closeness to the human texts as a distribution                (eval/mauve.py)
+    coherence, embedded          cosine of prefix and text under a sentence embedder     (Su et al. 2022, arXiv 2202.06417)
+    coherence, log-prob          mean log-probability a token given the prefix, by text  (Su and Collier 2022, 2210.14140)
+    perplexity                   of all tokens together, given the prefixes
+    isotropy                     of the model's states over the human texts                    (eval/reading.py)
+
+A part's name is its folder's. Parts that differ in a number at the end (`nucleus_0`, `nucleus_1`) are seeds of one method:
+its figures are means over them. Intervals resample prefixes, the same for all methods, so that differences are paired.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from counterfoil.errors import EngineError, InputError
+from counterfoil.job import InputPath, Job, Run
+from counterfoil.jsonl import read_jsonl, write_json
+from counterfoil.models import find_model
+from counterfoil.records import Completion, Dropped, content_id
+from decode.generate import read_prompts
+from decode.loaded import Loaded
+from eval.mauve import area, quantise
+from eval.reading import Reading, read_text
+from eval.repetition import ORDERS, count_ngrams, resample_repetition
+
+__all__ = ["Continuations"]
+
+HUMAN = "human"
+RESAMPLES = 1000
+Floats = NDArray[Any]
+
+
+class Continuations(Job):
+    """Compare finished `decode` runs on the prompts of a `prefixes` run."""
+
+    VERB: ClassVar[str] = "eval"
+
+    prompts: InputPath
+    """JSONL with the prefixes and, in `reference.text`, what people wrote."""
+    parts: tuple[Path, ...] = Field(min_length=1)
+    """Folders of finished decode runs."""
+    model: str = "smollm2"
+    """The language model that reads the texts: a name, a folder, a GGUF file or a hub id."""
+    embedder: str | None = None
+    """A sentence-transformers model, by folder or hub id; None leaves the embedded coherence out."""
+    baseline: str | None = None
+    """The method that others are compared with; None is the first part's."""
+    max_tokens: int = Field(default=128, ge=1)
+    """Texts are cut here, human ones too."""
+    compat: bool = False
+    """Count n-grams as the authors' code does, without each text's last one."""
+    level: float = Field(default=0.95, gt=0, lt=1)
+    """Of the intervals."""
+    seed: int = 0
+    """Of the resampling and of MAUVE's k-means."""
+
+    def inputs(self) -> dict[str, Path]:
+        """Return the prompts and each part's texts."""
+        more = {
+            f"parts[{at}] {folder.absolute().name}": folder / "completions.jsonl"
+            for at, folder in enumerate(self.parts)
+        }
+        return super().inputs() | more
+
+    def check(self) -> None:
+        """Raise InputError for a part that is not finished."""
+        for folder in self.parts:
+            if not (folder / "manifest.json").is_file():
+                allowed, do = "the folder of a finished decode run", "Check the path, or run that job again."
+                raise InputError(f"parts: {folder}", given="no manifest.json in it", allowed=allowed, do=do)
+
+    def work(self, run: Run) -> None:
+        """Read every text once, then compare."""
+        texts, prefixes = self._collect(run)
+        ids = sorted(set.intersection(*(set(found) for found in texts.values())))
+        if not ids:
+            raise InputError("parts", given="no prefix that all parts have", allowed="runs on `prompts`", do="Check.")
+        run.counts |= {"kept": len(ids), "failed": len(prefixes) - len(ids)}
+        readings = self._read(run, texts, prefixes, ids)
+        cosines = self._embed(run, texts, prefixes, ids)
+        rng = np.random.default_rng(self.seed)
+        picks = np.concatenate([np.arange(len(ids))[None], rng.integers(len(ids), size=(RESAMPLES, len(ids)))])
+        columns: dict[str, list[dict[str, Floats]]] = defaultdict(list)
+        for name, found in texts.items():
+            measured = self._measure([found[key] for key in ids], readings[name], readings[HUMAN], picks)
+            if name in cosines:
+                measured["coherence, embedded"] = cosines[name][picks].mean(1)
+            columns[HUMAN if name == HUMAN else re.sub(r"_\d+$", "", name)].append(measured)
+        figures = {
+            method: {key: np.mean([seed[key] for seed in seeds], 0) for key in seeds[0]}
+            for method, seeds in columns.items()
+        }
+        summary = self._summarise(figures, {method: len(seeds) for method, seeds in columns.items()}, len(ids))
+        summary["isotropy"] = self._interval(_resample_isotropy(readings[HUMAN], picks))
+        write_json(run.folder / "summary.json", summary)
+        run.open_output("table.md").write("\n".join(_list_rows(summary)) + "\n")
+        run.figures |= {
+            f"{method}: {key}": value["mean"]
+            for method, row in summary["methods"].items()
+            for key, value in row.items()
+        }
+
+    def _collect(self, run: Run) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+        """Return each part's texts by prompt, the human ones first, and the prefixes."""
+        prefixes: dict[str, str] = {}
+        human: dict[str, str] = {}
+        for prompt in read_prompts(self.prompts, column="prompt", where="prompts"):
+            if isinstance(prompt, Dropped) or "text" not in prompt.reference:
+                run.drop(prompt if isinstance(prompt, Dropped) else _drop(prompt.id, "no reference text"))
+                continue
+            prefixes[prompt.id], human[prompt.id] = prompt.messages[-1]["content"], prompt.reference["text"]
+        texts = {HUMAN: human}
+        for folder in self.parts:
+            own = texts.setdefault(folder.absolute().name, {})
+            for item in read_jsonl(folder / "completions.jsonl", Completion, where=str(folder)):
+                if isinstance(item, Dropped):
+                    run.drop(item)
+                elif item.prompt_id in prefixes and item.index == 0:
+                    own[item.prompt_id] = item.text
+        run.counts["read"] = sum(map(len, texts.values()))
+        return texts, prefixes
+
+    def _read(
+        self, run: Run, texts: dict[str, dict[str, str]], prefixes: dict[str, str], ids: list[str]
+    ) -> dict[str, list[Reading]]:
+        folder = find_model(self.model)
+        todo = [(prefixes[key], found[key]) for found in texts.values() for key in ids]
+        names = [content_id(prefix, text, self.max_tokens) for prefix, text in todo]
+        loaded: Loaded | None = None
+        with run.progress.stage("read", total=len(todo)) as shown:
+            for name, (prefix, text) in zip(names, todo, strict=True):
+                if run.store.get("reading", name) is None:
+                    loaded = loaded or Loaded(folder, device="auto", dtype="auto", packed=False)
+                    found = read_text(loaded, prefix, text, max_tokens=self.max_tokens)
+                    run.store.put("reading", name, found.dump())
+                shown.advance()
+        all_readings = iter([Reading.load(run.store.get("reading", name) or "") for name in names])
+        return {name: [next(all_readings) for _ in ids] for name in texts}
+
+    def _embed(
+        self, run: Run, texts: dict[str, dict[str, str]], prefixes: dict[str, str], ids: list[str]
+    ) -> dict[str, Floats]:
+        if self.embedder is None:
+            return {}
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            allowed = "counterfoil[text-metrics]"
+            raise EngineError("embedder", given=str(error), allowed=allowed, do="Install it.") from error
+
+        model = SentenceTransformer(self.embedder)
+        before = model.encode([prefixes[key] for key in ids], normalize_embeddings=True)
+        found: dict[str, Floats] = {}
+        with run.progress.stage("embed", total=len(texts)) as shown:
+            for name, own in texts.items():
+                after = model.encode([own[key] for key in ids], normalize_embeddings=True)
+                found[name] = np.einsum("nd,nd->n", before, after)
+                shown.advance()
+        return found
+
+    def _measure(
+        self, texts: list[str], readings: list[Reading], human: list[Reading], picks: NDArray[np.intp]
+    ) -> dict[str, Floats]:
+        """Return each figure of all texts and of every resample, (1 + RESAMPLES,)."""
+        counts = np.array([[count_ngrams(text, n, compat=self.compat) for n in ORDERS] for text in texts])
+        found: dict[str, Floats] = resample_repetition(counts, picks)
+        logprob = np.array([item.logprob for item in readings])
+        tokens = np.array([item.num_tokens for item in readings])
+        found["coherence, log-prob"] = (logprob / np.maximum(tokens, 1))[picks].mean(1)
+        found["perplexity"] = np.exp(-logprob[picks].sum(1) / tokens[picks].sum(1))
+        found["tokens"] = tokens[picks].mean(1)
+        if readings is not human:
+            states = [np.array([item.state for item in side]) for side in (human, readings)]
+            ours, theirs, buckets = quantise(*states, seed=self.seed)
+            one_hot = np.eye(buckets)
+            p, q = (np.stack([one_hot[labels[pick]].mean(0) for pick in picks]) for labels in (ours, theirs))
+            found["MAUVE"] = area(p, q)
+        return found
+
+    def _summarise(
+        self, figures: dict[str, dict[str, Floats]], seeds: dict[str, int], num_prefixes: int
+    ) -> dict[str, Any]:
+        baseline = self.baseline or next(name for name in figures if name != HUMAN)
+        if baseline not in figures:
+            raise InputError("baseline", given=repr(baseline), allowed=", ".join(figures), do="Name a method.")
+        methods = {name: {key: self._interval(column) for key, column in row.items()} for name, row in figures.items()}
+        base = figures[baseline]
+        differences = {
+            name: {key: self._interval(column - base[key]) for key, column in row.items() if key in base}
+            for name, row in figures.items()
+            if name != baseline
+        }
+        return {
+            "num_prefixes": num_prefixes, "level": self.level, "seeds": seeds, "baseline": baseline, "compat": self.compat,
+            "methods": methods, "differences": differences,
+        }  # fmt: skip
+
+    def _interval(self, column: Floats) -> dict[str, float]:
+        """Return the figure, the first of a column, and the percentiles of the resamples'."""
+        low, high = np.quantile(column[1:], [(1 - self.level) / 2, (1 + self.level) / 2])
+        return {"mean": round(float(column[0]), 5), "low": round(float(low), 5), "high": round(float(high), 5)}
+
+
+def _resample_isotropy(readings: list[Reading], picks: NDArray[np.intp]) -> Floats:
+    cosines, pairs = np.array([item.cosines for item in readings]), np.array([item.num_pairs for item in readings])
+    return 1 - cosines[picks].sum(1) / pairs[picks].sum(1)
+
+
+def _drop(name: str, reason: str) -> Dropped:
+    return Dropped(id=name, stage="read", reason=reason)
+
+
+def _list_rows(summary: dict[str, Any]) -> Iterator[str]:
+    """Yield the summary as the rows of a Markdown table."""
+    keys = [
+        "diversity",
+        *[f"rep-{n}" for n in ORDERS],
+        "MAUVE",
+        "coherence, embedded",
+        "coherence, log-prob",
+        "perplexity",
+    ]
+    yield "| method | seeds | " + " | ".join(keys) + " |"
+    yield "|---" * (len(keys) + 2) + "|"
+    for name, row in summary["methods"].items():
+        cells = [_write(row[key], key) if key in row else "" for key in keys]
+        yield f"| {name} | {summary['seeds'][name]} | " + " | ".join(cells) + " |"
+
+
+def _write(value: dict[str, float], key: str) -> str:
+    digits = 1 if key.startswith("rep") or key == "perplexity" else 3
+    mean, low, high = (f"{value[name]:.{digits}f}" for name in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
