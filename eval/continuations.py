@@ -7,11 +7,10 @@
     perplexity                   of all tokens together, given the prefixes
     isotropy                     of the model's states over the human texts                    (eval/reading.py)
 
-A part's name is its folder's. Parts that differ in a number at the end (`nucleus_0`, `nucleus_1`) are seeds of one method:
-its figures are means over them. Intervals resample prefixes, the same for all methods, so that differences are paired.
+Of several seeds of one method (eval/parts.py) figures are means. Intervals resample prefixes, the same for all methods:
+differences are paired.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ from counterfoil.records import Completion, Dropped, content_id
 from decode.generate import read_prompts
 from decode.loaded import Loaded
 from eval.mauve import area, quantise
+from eval.parts import check_parts, list_parts, name_method, name_part
 from eval.reading import Reading, read_text
 from eval.repetition import ORDERS, count_ngrams, resample_repetition
 
@@ -65,18 +65,11 @@ class Continuations(Job):
 
     def inputs(self) -> dict[str, Path]:
         """Return the prompts and each part's texts."""
-        more = {
-            f"parts[{at}] {folder.absolute().name}": folder / "completions.jsonl"
-            for at, folder in enumerate(self.parts)
-        }
-        return super().inputs() | more
+        return super().inputs() | list_parts(self.parts)
 
     def check(self) -> None:
         """Raise InputError for a part that is not finished."""
-        for folder in self.parts:
-            if not (folder / "manifest.json").is_file():
-                allowed, do = "the folder of a finished decode run", "Check the path, or run that job again."
-                raise InputError(f"parts: {folder}", given="no manifest.json in it", allowed=allowed, do=do)
+        check_parts(self.parts)
 
     def work(self, run: Run) -> None:
         """Read every text once, then compare."""
@@ -94,7 +87,7 @@ class Continuations(Job):
             measured = self._measure([found[key] for key in ids], readings[name], readings[HUMAN], picks)
             if name in cosines:
                 measured["coherence, embedded"] = cosines[name][picks].mean(1)
-            columns[HUMAN if name == HUMAN else re.sub(r"_\d+$", "", name)].append(measured)
+            columns[name if name == HUMAN else name_method(Path(name))].append(measured)
         figures = {
             method: {key: np.mean([seed[key] for seed in seeds], 0) for key in seeds[0]}
             for method, seeds in columns.items()
@@ -120,7 +113,7 @@ class Continuations(Job):
             prefixes[prompt.id], human[prompt.id] = prompt.messages[-1]["content"], prompt.reference["text"]
         texts = {HUMAN: human}
         for folder in self.parts:
-            own = texts.setdefault(folder.absolute().name, {})
+            own = texts.setdefault(name_part(folder), {})
             for item in read_jsonl(folder / "completions.jsonl", Completion, where=str(folder)):
                 if isinstance(item, Dropped):
                     run.drop(item)

@@ -1,0 +1,118 @@
+"""Answers(Job): finished decode runs on the same prompts, scored, with paired intervals against one of them.
+
+Of several seeds of one method (eval/parts.py), a prompt's score is the mean.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from counterfoil.errors import InputError
+from counterfoil.job import InputPath, Job, Run
+from counterfoil.jsonl import read_jsonl, write_json
+from counterfoil.records import Completion, Dropped, Prompt
+from decode.generate import read_prompts
+from eval.parts import check_parts, list_parts, name_method
+from eval.scorer import Scorer
+from eval.scorers.exact_answer import ExactAnswer
+from eval.stats import Interval, mean_interval, paired_difference
+
+__all__ = ["Answers"]
+
+
+class Answers(Job):
+    """Score what several methods answered."""
+
+    VERB: ClassVar[str] = "eval"
+
+    prompts: InputPath
+    """JSONL of the prompts, with the references that the scorer needs."""
+    parts: tuple[Path, ...] = Field(min_length=1)
+    """Folders of finished decode runs on them."""
+    scorer: Scorer = ExactAnswer()
+    """What judges an answer."""
+    baseline: str | None = None
+    """The method that others are compared with; None is the first part's."""
+    level: float = Field(default=0.95, gt=0, lt=1)
+    """Of the intervals."""
+    seed: int = 0
+    """Of the resampling."""
+
+    def inputs(self) -> dict[str, Path]:
+        """Return the prompts and each part's answers."""
+        return super().inputs() | list_parts(self.parts)
+
+    def check(self) -> None:
+        """Raise InputError for a part that is not finished."""
+        check_parts(self.parts)
+
+    def work(self, run: Run) -> None:
+        """Score every answer, then compare methods over the prompts that all of them answered."""
+        prompts: dict[str, Prompt] = {}
+        for item in read_prompts(self.prompts, column="prompt", where="prompts", negative="may"):
+            run.counts["read"] = run.counts.get("read", 0) + 1
+            if isinstance(item, Dropped):
+                run.drop(item)
+            else:
+                prompts[item.id] = item
+                prompts[Prompt.make(item.messages, reference=item.reference).id] = item
+        scores: dict[str, list[dict[str, float]]] = defaultdict(list)
+        details: dict[str, list[dict[str, float]]] = defaultdict(list)
+        with run.progress.stage("score", total=len(self.parts)) as shown:
+            for folder in self.parts:
+                own: dict[str, list[float]] = defaultdict(list)
+                also: dict[str, list[float]] = defaultdict(list)
+                for prompt, completion in _join(folder, prompts, run):
+                    verdict = self.scorer.score(prompt, completion)
+                    own[prompt.id].append(verdict.value)
+                    also[prompt.id].append(float(bool(verdict.detail.get("original"))))
+                name = name_method(folder)
+                scores[name].append({key: sum(values) / len(values) for key, values in own.items()})
+                details[name].append({key: sum(values) / len(values) for key, values in also.items()})
+                shown.advance()
+        ids = sorted(set.intersection(*(set(found) for parts in scores.values() for found in parts)))
+        if not ids:
+            raise InputError("parts", given="no prompt that all answered", allowed="runs on `prompts`", do="Check.")
+        run.counts["kept"] = len(ids)
+        columns = {name: _average(parts, ids) for name, parts in scores.items()}
+        summary = self._summarise(columns, {name: _average(parts, ids) for name, parts in details.items()})
+        write_json(run.folder / "summary.json", summary | {"num_prompts": len(ids)})
+        run.figures |= {f"{name}": row["score"] for name, row in summary["methods"].items()}
+
+    def _summarise(self, columns: dict[str, list[float]], originals: dict[str, list[float]]) -> dict[str, Any]:
+        baseline = self.baseline or next(iter(columns))
+        if baseline not in columns:
+            raise InputError("baseline", given=repr(baseline), allowed=", ".join(columns), do="Name a method.")
+        methods: dict[str, Any] = {}
+        for name, column in columns.items():
+            row = {"score": _write(mean_interval(column, level=self.level, seed=self.seed))}
+            if any(map(any, originals.values())):
+                row["original"] = _write(mean_interval(originals[name], level=self.level, seed=self.seed))
+            if name != baseline:
+                found = paired_difference(columns[baseline], column, level=self.level, seed=self.seed)
+                row["difference"] = _write(found)
+            methods[name] = row
+        return {"baseline": baseline, "level": self.level, "methods": methods}
+
+
+def _join(folder: Path, prompts: dict[str, Prompt], run: Run) -> list[tuple[Prompt, Completion]]:
+    """Read a run's answers, each with its prompt."""
+    found: list[tuple[Prompt, Completion]] = []
+    for item in read_jsonl(folder / "completions.jsonl", Completion, where=str(folder)):
+        if isinstance(item, Dropped):
+            run.drop(item)
+        elif item.prompt_id in prompts:
+            found.append((prompts[item.prompt_id], item))
+        else:
+            run.drop(Dropped(id=item.id, stage=folder.name, reason="answer to another prompt"))
+    return found
+
+
+def _average(parts: list[dict[str, float]], ids: list[str]) -> list[float]:
+    return [sum(part[key] for part in parts) / len(parts) for key in ids]
+
+
+def _write(interval: Interval) -> dict[str, float]:
+    return {key: round(value, 5) for key, value in interval._asdict().items()}

@@ -1,0 +1,98 @@
+"""Questions whose context contradicts what is known, and answers to them compared: figures by hand, engines scripted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from counterfoil.errors import InputError
+from counterfoil.records import Completion, Prompt
+from decode.engines.scripted import Scripted
+from decode.generate import Generate
+from eval.answers import Answers
+from eval.conflicts import Conflicts
+from eval.facts import RELATIONS
+from eval.parts import name_method
+from eval.scorers.exact_answer import ExactAnswer, normalise
+
+
+@pytest.fixture(autouse=True)
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COUNTERFOIL_RUNS", str(tmp_path / "runs"))
+
+
+def judge(text: str, wanted: Any, *, original: str | None = None, **fields: Any) -> tuple[float, dict[str, Any]]:
+    prompt = Prompt.make("x", reference={"answer": wanted} | ({"original": original} if original else {}))
+    completion = Completion.make(
+        prompt_id=prompt.id, index=0, text=text, finish_reason="stop", num_prompt_tokens=1, num_tokens=1
+    )
+    score = ExactAnswer(**fields).score(prompt, completion)
+    return score.value, score.detail
+
+
+def test_an_answer_is_compared_as_squad_does() -> None:
+    assert normalise("  The  Eiffel-Tower, (an) old. ") == "eiffeltower old"
+    assert judge("The capital is Paris.", "paris")[0] == 1
+    assert judge("The capital is Paris.", "paris", within=False)[0] == 0
+    assert judge("the Paris!", "paris", within=False)[0] == 1
+    assert judge("Parisian", "paris")[0] == 0, "words, not letters"
+    assert judge("Rome\nParis", "paris")[0] == 0, "the first line"
+    assert judge("lyon", ["Paris", "Lyon"])[0] == 1
+    assert judge("", "paris")[0] == 0 and judge("x", "the")[0] == 0
+    assert judge("Rome, not Paris", "Rome", original="Paris") == (1, {"original": True})
+    for wrong in (None, [], 3, [""] * 0, [1]):
+        with pytest.raises(InputError, match=r"reference\.answer"):
+            judge("x", wrong)
+
+
+def test_facts_have_others_to_be_contradicted_with() -> None:
+    for name, relation in RELATIONS.items():
+        assert len(set(relation.facts.values())) >= 5, name
+        assert all(key and value for key, value in relation.facts.items()), name
+        assert "{subject}" in relation.question and "{answer}" in relation.sentence, name
+
+
+def test_what_is_known_is_contradicted_and_answers_are_compared(tmp_path: Path) -> None:
+    """Three facts are known; one method follows the context, one does by half of its seeds, one never."""
+    script = tmp_path / "script.jsonl"
+    known = {"capital of France": "It is Paris.", "capital of Japan": "Tokyo", "opposite of the word 'hot'": "Cold!"}
+    script.write_text("".join(json.dumps({"when": key, "replies": [text]}) + "\n" for key, text in known.items()))
+    done = Conflicts(engine=Scripted(script=script, replies=("no idea",)), per_fact=3).run()
+    assert done.figures == {"questions": 9, "known": 3}
+    total = sum(len(relation.facts) for relation in RELATIONS.values())
+    assert done.manifest["counts"]["dropped"] == {"known: another answer": total - 3}
+    prompts = done.path("prompts.jsonl")
+    rows = [json.loads(line) for line in prompts.read_text().splitlines()]
+    for row in rows:
+        wanted, original = row["reference"]["answer"], row["reference"]["original"]
+        assert wanted != original and wanted in row["prompt"] and original not in row["prompt"]
+        assert row["prompt"].endswith(row["negative"]) and wanted not in row["negative"]
+    engines = {
+        "follows": Scripted(replies=("{prompt}",)),  # its first line is the context
+        "never": Scripted(replies=("nothing",)),
+        "some_0": Scripted(replies=("{prompt}",)),
+        "some_1": Scripted(replies=("Paris",)),
+    }
+    parts: list[Path] = []
+    for name, engine in engines.items():
+        answered = Generate(prompts=prompts, engine=engine).run()
+        parts.append(answered.folder.rename(tmp_path / name))
+    result = Answers(prompts=prompts, parts=tuple(parts), baseline="never").run()
+    methods = json.loads((result.folder / "summary.json").read_text())["methods"]
+    assert {name: row["score"]["mean"] for name, row in methods.items()} == {"follows": 1, "never": 0, "some": 0.5}
+    assert methods["some"]["difference"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
+    assert methods["some"]["original"]["mean"] == pytest.approx(0.5 * 3 / 9, abs=1e-4)
+    assert "difference" not in methods["never"]
+    with pytest.raises(InputError, match="baseline"):
+        Answers(prompts=prompts, parts=tuple(parts), baseline="other").run()
+
+
+def test_seeds_of_a_method_share_its_name() -> None:
+    assert name_method(Path("a/nucleus_12")) == "nucleus"
+    assert name_method(Path("a/k4")) == "k4"
+
+
+def test_a_model_that_knows_nothing_is_said_to() -> None:
+    with pytest.raises(InputError, match="none is known"):
+        Conflicts(engine=Scripted(replies=("no idea",))).run()
