@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from counterfoil.models import find_model
 from decode.chat import encode_prompt, load_tokenizer
 from decode.engine import Given, Request, Result, Sampling
 from decode.engines.hf import Hf
@@ -145,8 +144,8 @@ def check_sampling(session: Any, requests: list[Request]) -> dict[str, Any]:
     return {"twice": twice, "stopped": [stopped.text, stopped.finish_reason], "lacking": lacking}
 
 
-def check_pressure(_: Path) -> dict[str, Any]:
-    """200 mixed requests through a tiny cache and a tiny budget of tokens, some cancelled on the way."""
+def check_pressure(parts: Path) -> dict[str, Any]:
+    """200 mixed requests through a tiny cache and a tiny budget of tokens, some cancelled on the way; four layers do."""
     prepare_environment()
     from vllm import EngineArgs, LLMEngine, SamplingParams
     from vllm.v1.core.sched.scheduler import Scheduler
@@ -163,7 +162,7 @@ def check_pressure(_: Path) -> dict[str, Any]:
 
     Scheduler._preempt_request = preempt
     register()
-    method, folder = Guided(scale=2.0), str(find_model("smollm2"))
+    method, folder = Guided(scale=2.0), str(parts / "amateur")
     engine: Any = LLMEngine.from_engine_args(
         EngineArgs(
             model=folder, dtype="float32", max_model_len=160, num_gpu_blocks_override=14, kv_cache_memory_bytes=2**28,
@@ -197,7 +196,7 @@ def check_pressure(_: Path) -> dict[str, Any]:
             if draw.random() < 0.05:
                 engine.abort_request([name])
                 flying.discard(name)
-    with Hf(batch_size=16, dtype="float32").open("smollm2") as session:
+    with Hf(batch_size=16, dtype="float32").open(folder) as session:
         theirs = answer(session, [item for item in requests if item.id in got])
     different = [name for name, ids in got.items() if tuple(ids) != theirs[name].completions[0].token_ids]
     return {"steps": steps, "preempted": preempted[0], "finished": len(got), "different": different}
