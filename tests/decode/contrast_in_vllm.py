@@ -202,6 +202,38 @@ def check_pressure(parts: Path) -> dict[str, Any]:
     return {"steps": steps, "preempted": preempted[0], "finished": len(got), "different": different}
 
 
+def check_kinds(parts: Path) -> dict[str, Any]:
+    """Small random models: layers in a window and whole ones, whose caches vLLM keeps apart; learned positions."""
+    import torch
+    import transformers
+
+    tokenizer, method = load_tokenizer(str(parts / "amateur")), Guided(scale=1.7)
+    size: dict[str, Any] = {"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    configs: dict[str, Any] = {
+        "gemma3": transformers.Gemma3TextConfig(
+            **size, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, head_dim=32,
+            num_key_value_heads=2, sliding_window=16, layer_types=["sliding_attention", "full_attention"] * 2,
+            max_position_embeddings=512,
+        ),
+        "gpt2": transformers.GPT2Config(**size, n_embd=128, n_layer=3, n_head=4, n_positions=512),
+    }  # fmt: skip
+    found: dict[str, Any] = {}
+    for name, config in configs.items():
+        torch.manual_seed(0)
+        model: Any = transformers.AutoModelForCausalLM.from_config(config)
+        for value in model.parameters():
+            if value.ndim > 1:
+                torch.nn.init.normal_(value, std=0.25)
+        model.save_pretrained(parts / name)
+        tokenizer.save_pretrained(parts / name)
+        requests = draw_requests(method, 16)
+        with Vllm(max_model_len=256, max_num_seqs=16).open(str(parts / name), methods=[method]) as session:
+            ours = answer(session, requests)
+        with Hf(batch_size=8, dtype="float32").open(str(parts / name), methods=[method]) as session:
+            found[name] = compare(ours, answer(session, requests))
+    return found
+
+
 if __name__ == "__main__":
-    part = {"equal": check_equal, "pressure": check_pressure}[sys.argv[1]]
+    part = {"equal": check_equal, "pressure": check_pressure, "kinds": check_kinds}[sys.argv[1]]
     sys.stdout.write("FOUND" + json.dumps(part(Path(sys.argv[2]))) + "\n")

@@ -68,6 +68,13 @@ def test_answers_are_those_of_transformers(folder: Path) -> None:
     assert "two adapters" in found["pos_neg"]["refused"]
 
 
+def test_other_kinds_of_models_answer_as_on_transformers(folder: Path) -> None:
+    found = run("kinds", folder)
+    assert set(found) == {"gemma3", "gpt2"}
+    for name, result in found.items():
+        assert result["different"] == [] and result["largest"] < 1e-3, name
+
+
 def test_nothing_falls_out_of_step_under_pressure(folder: Path) -> None:
     """14 blocks of 32 tokens and 48 tokens a step for 40 requests at a time: chunks, preemptions, cancellations."""
     found = run("pressure", folder)
