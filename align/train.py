@@ -15,12 +15,12 @@ from pydantic import Field
 
 from align.objective import Objective
 from align.objectives.dpo import Dpo
+from align.training import find_checkpoint, read_step, save_whole, silence, watch
 from counterfoil.config import Config
-from counterfoil.errors import InputError, RunError
+from counterfoil.errors import InputError
 from counterfoil.job import InputPath, Job, Run
 from counterfoil.jsonl import read_lines
 from counterfoil.models import find_model, fingerprint_model
-from counterfoil.progress import Stage
 from counterfoil.records import Dropped, content_id
 
 __all__ = ["Lora", "Train"]
@@ -101,9 +101,9 @@ class Train(Job):
         rows = self._read_pairs(run, folder)
         trainer = self._build(run, folder, rows)
         steps = math.ceil(len(rows) / self.batch_size / self.accumulate * self.epochs)
-        checkpoint = _find_checkpoint(run.folder / "checkpoints")
-        with run.progress.stage("train", total=steps, already=_read_step(checkpoint)) as stage:
-            trainer.add_callback(_make_callback(stage))
+        checkpoint = find_checkpoint(run.folder / "checkpoints")
+        with run.progress.stage("train", total=steps, already=read_step(checkpoint)) as stage:
+            trainer.add_callback(watch(stage))
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         for row in (row for row in trainer.state.log_history if "loss" in row):
             run.write("metrics.jsonl", {key: _plain(value) for key, value in row.items()})
@@ -148,7 +148,7 @@ class Train(Job):
         from align.logps import can_share, share_prefixes
         from decode.chat import load_tokenizer
 
-        _silence()
+        silence()
         _score_completions_only()
         set_seed(self.seed)
         on_gpu = torch.cuda.is_available()
@@ -195,12 +195,7 @@ class Train(Job):
         return trainer
 
     def _save(self, run: Run, trainer: Any) -> None:
-        target, partial = run.folder / "adapter", run.folder / ".adapter.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        trainer.model.save_pretrained(partial)
-        trainer.processing_class.save_pretrained(partial)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.replace(target)
+        save_whole(run.folder / "adapter", trainer.model, trainer.processing_class)
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
 
 
@@ -262,16 +257,6 @@ def _check_targets(model: Any, targets: Sequence[str]) -> None:
         )
 
 
-def _find_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint: the trainer's state is the last file that it writes into one."""
-    whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
-
-
-def _read_step(checkpoint: Path | None) -> int:
-    return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
-
-
 def _score_completions_only() -> None:
     """Let TRL put the language-model head on completion positions alone, as it does by itself on Triton devices only.
 
@@ -282,41 +267,6 @@ def _score_completions_only() -> None:
 
     utils: Any = trl.trainer.utils
     utils._use_triton = lambda device: True  # noqa: ARG005
-
-
-def _silence() -> None:
-    """Leave the terminal to our own progress."""
-    import datasets
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-
-
-def _make_callback(stage: Stage) -> Any:
-    from transformers import TrainerCallback
-
-    class Watch(TrainerCallback):
-        """Moves the bar, and stops a training whose loss is no number."""
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
-            loss = (logs or {}).get("loss")
-            if loss is None:
-                return
-            if not math.isfinite(float(loss)):
-                raise RunError(
-                    f"step {state.global_step}",
-                    given=f"the loss became {loss}",
-                    allowed="a finite loss",
-                    do="Lower learning_rate or raise objective.beta; the last checkpoint before it is kept.",
-                )
-            shown = {"loss": f"{float(loss):.3f}"}
-            if "rewards/accuracies" in logs:
-                shown["accuracy"] = f"{float(logs['rewards/accuracies']):.2f}"
-            stage.advance(1, **shown)
-
-    return Watch()
 
 
 def _plain(value: Any) -> Any:

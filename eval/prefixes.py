@@ -8,6 +8,7 @@ paragraphs with "<unk>" are left out.
 import random
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -16,7 +17,7 @@ from counterfoil.errors import InputError
 from counterfoil.job import InputPath, Job, Run
 from counterfoil.models import find_model
 
-__all__ = ["Prefixes"]
+__all__ = ["Prefixes", "read_paragraphs"]
 
 _JOIN = (
     (r" @([-,.])@ ", r"\1"),
@@ -53,7 +54,7 @@ class Prefixes(Job):
         from decode.chat import encode_text, load_tokenizer
 
         tokenizer = load_tokenizer(str(find_model(self.model)))
-        found = list(dict.fromkeys(self._read()))
+        found = list(dict.fromkeys(read_paragraphs(self.corpus)))
         random.Random(self.seed).shuffle(found)
         kept = 0
         for paragraph in found:
@@ -74,10 +75,12 @@ class Prefixes(Job):
             raise InputError(f"corpus: {self.corpus}", given="none", allowed=allowed, do="Give a longer text.")
         run.counts["kept"] = run.figures["prefixes"] = kept
 
-    def _read(self) -> Iterator[str]:
-        for line in self.corpus.read_text(encoding="utf-8").splitlines():
-            if line.strip() and not line.strip().startswith("=") and "<unk>" not in line:
-                yield join_words(line)
+
+def read_paragraphs(corpus: Path) -> Iterator[str]:
+    """Yield the paragraphs of a text file, without headings, and without those that have unknown words."""
+    for line in corpus.read_text(encoding="utf-8").splitlines():
+        if line.strip() and not line.strip().startswith("=") and "<unk>" not in line:
+            yield join_words(line)
 
 
 def join_words(text: str) -> str:

@@ -62,22 +62,22 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
 ) -> None:
     job = make_job(make_pairs(tmp_path / "pairs.jsonl"), tiny_model, epochs=2)
     whole = job.run(tmp_path / "whole", quiet=True)
-    real = train_module._make_callback
+    real = train_module.watch
 
     def breaking(stage: Any) -> Any:
-        watch = real(stage)
-        inner = watch.on_log
+        shown = real(stage)
+        inner = shown.on_log
 
         def on_log(args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
             inner(args, state, control, logs=logs, **rest)
             if state.global_step == 7:
                 raise KeyboardInterrupt
 
-        watch.on_log = on_log
-        return watch
+        shown.on_log = on_log
+        return shown
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "_make_callback", breaking)
+        patch.setattr(train_module, "watch", breaking)
         with pytest.raises(KeyboardInterrupt):
             job.run(tmp_path / "broken", quiet=True)
     assert not (tmp_path / "broken" / "manifest.json").exists()
