@@ -1,6 +1,7 @@
 """Answers(Job): finished decode runs on the same prompts, scored, with paired intervals against one of them.
 
-Of several seeds of one method (eval/parts.py), a prompt's score is the mean.
+Of several seeds of one method (eval/parts.py), a prompt's score is the mean. Prompts that share a tag (`group_by`), such as
+several about one fact, are no independent draws: their mean is then one value, and the intervals are over groups.
 """
 
 from collections import defaultdict
@@ -35,6 +36,8 @@ class Answers(Job):
     """What judges an answer."""
     baseline: str | None = None
     """The method that others are compared with; None is the first part's."""
+    group_by: str | None = None
+    """Tag of the prompts that belong together: the mean of each group counts once. None takes each prompt by itself."""
     level: float = Field(default=0.95, gt=0, lt=1)
     """Of the intervals."""
     seed: int = 0
@@ -76,10 +79,23 @@ class Answers(Job):
         if not ids:
             raise InputError("parts", given="no prompt that all answered", allowed="runs on `prompts`", do="Check.")
         run.counts["kept"] = len(ids)
-        columns = {name: _average(parts, ids) for name, parts in scores.items()}
-        summary = self._summarise(columns, {name: _average(parts, ids) for name, parts in details.items()})
-        write_json(run.folder / "summary.json", summary | {"num_prompts": len(ids)})
+        groups = self._group(ids, prompts)
+        columns = {name: _average(parts, groups) for name, parts in scores.items()}
+        summary = self._summarise(columns, {name: _average(parts, groups) for name, parts in details.items()})
+        write_json(run.folder / "summary.json", summary | {"num_prompts": len(ids), "num_groups": len(groups)})
         run.figures |= {f"{name}": row["score"] for name, row in summary["methods"].items()}
+
+    def _group(self, ids: list[str], prompts: dict[str, Prompt]) -> list[list[str]]:
+        """Return the prompts that count together."""
+        if self.group_by is None:
+            return [[key] for key in ids]
+        groups: dict[str, list[str]] = defaultdict(list)
+        for key in ids:
+            if self.group_by not in prompts[key].tags:
+                allowed = f"a tag of all prompts: {', '.join(prompts[key].tags) or 'they have none'}"
+                raise InputError("group_by", given=repr(self.group_by), allowed=allowed, do="Name one of them.")
+            groups[prompts[key].tags[self.group_by]].append(key)
+        return list(groups.values())
 
     def _summarise(self, columns: dict[str, list[float]], originals: dict[str, list[float]]) -> dict[str, Any]:
         baseline = self.baseline or next(iter(columns))
@@ -110,8 +126,8 @@ def _join(folder: Path, prompts: dict[str, Prompt], run: Run) -> list[tuple[Prom
     return found
 
 
-def _average(parts: list[dict[str, float]], ids: list[str]) -> list[float]:
-    return [sum(part[key] for part in parts) / len(parts) for key in ids]
+def _average(parts: list[dict[str, float]], groups: list[list[str]]) -> list[float]:
+    return [sum(part[key] for part in parts for key in keys) / (len(parts) * len(keys)) for keys in groups]
 
 
 def _write(interval: Interval) -> dict[str, float]:

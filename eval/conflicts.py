@@ -69,7 +69,7 @@ class Conflicts(Job):
                 question = item.messages[-1]["content"]
                 row = {"prompt": f"{context}\n\n{question}", "negative": question}
                 reference = {"answer": other, "original": original}
-                run.write("prompts.jsonl", row | {"reference": reference, "tags": {"relation": item.tags["relation"]}})
+                run.write("prompts.jsonl", row | {"reference": reference, "tags": item.tags | {"fact": question}})
                 run.counts["kept"] = run.counts.get("kept", 0) + 1
         if not run.counts.get("kept"):
             allowed = "a model that knows some fact"

@@ -358,15 +358,19 @@ def test_no_file_is_called_after_nothing() -> None:
 
 
 def test_help_answers_at_once() -> None:
-    """Under 0.3 s, the best of three; the command line's module imports nothing heavy."""
+    """Under 0.3 s, or eight starts of a bare interpreter where the machine is busy; best of three."""
     took: list[float] = []
+    bare: list[float] = []
     for _ in range(3):
+        started = time.monotonic()
+        subprocess.run([sys.executable, "-c", "pass"], check=True)
+        bare.append(time.monotonic() - started)
         started = time.monotonic()
         shown = subprocess.run([sys.executable, "-m", "counterfoil", "--help"], capture_output=True, text=True)
         took.append(time.monotonic() - started)
         assert shown.returncode == 0
         assert all(verb in shown.stdout for verb in (*VERBS, "show", "runs", "doctor"))
-    assert min(took) < 0.3
+    assert min(took) < max(0.3, 8 * min(bare))
 
 
 HEAVY = "{'torch', 'pydantic', 'transformers', 'vllm', 'datasets', 'trl', 'numpy', 'scipy'}"

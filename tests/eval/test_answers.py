@@ -79,11 +79,20 @@ def test_what_is_known_is_contradicted_and_answers_are_compared(tmp_path: Path) 
         answered = Generate(prompts=prompts, engine=engine).run()
         parts.append(answered.folder.rename(tmp_path / name))
     result = Answers(prompts=prompts, parts=tuple(parts), baseline="never").run()
-    methods = json.loads((result.folder / "summary.json").read_text())["methods"]
+    alone = (result.folder / "summary.json").read_text()
+    methods = json.loads(alone)["methods"]
     assert {name: row["score"]["mean"] for name, row in methods.items()} == {"follows": 1, "never": 0, "some": 0.5}
     assert methods["some"]["difference"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
     assert methods["some"]["original"]["mean"] == pytest.approx(0.5 * 3 / 9, abs=1e-4)
     assert "difference" not in methods["never"]
+    grouped = Answers(prompts=prompts, parts=tuple(parts), baseline="never", group_by="fact").run()
+    summary = json.loads((grouped.folder / "summary.json").read_text())
+    assert (summary["num_prompts"], summary["num_groups"]) == (9, 3)
+    assert summary["methods"]["some"]["score"]["mean"] == 0.5
+    wide, narrow = (found["methods"]["some"]["original"] for found in (summary, json.loads(alone)))
+    assert wide["mean"] == narrow["mean"] and wide["high"] - wide["low"] > narrow["high"] - narrow["low"]
+    with pytest.raises(InputError, match="a tag of all prompts: relation, subject, fact"):
+        Answers(prompts=prompts, parts=tuple(parts), group_by="topic").run()
     with pytest.raises(InputError, match="baseline"):
         Answers(prompts=prompts, parts=tuple(parts), baseline="other").run()
 
