@@ -16,7 +16,7 @@ from align.training import find_checkpoint, read_step, save_whole, silence, watc
 from counterfoil.errors import InputError
 from counterfoil.job import InputPath, Job, Run
 from counterfoil.models import find_model, fingerprint_model
-from eval.prefixes import read_paragraphs
+from eval.prefixes import join_words, read_paragraphs
 
 __all__ = ["Cut"]
 
@@ -71,7 +71,7 @@ class Cut(Job):
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
 
     def _read_rows(self, tokenizer: Any) -> list[list[int]]:
-        text = "\n\n".join(read_paragraphs(self.corpus))
+        text = "\n\n".join(map(join_words, read_paragraphs(self.corpus)))
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
         rows = [ids[at : at + self.row_tokens] for at in range(0, len(ids) - self.row_tokens + 1, self.row_tokens)]
         if len(rows) < 2:

@@ -87,6 +87,7 @@ def test_wikitexts_words_are_joined() -> None:
     given = "He had a guest @-@ starring role in \" The Bill \" , which ( in 2000 ) cost $ 1 @,@ 000 ; it 's the men ' own ."
     wanted = "He had a guest-starring role in \"The Bill\", which (in 2000) cost $1,000; it's the men' own."
     assert join_words(given) == wanted
+    assert join_words("a <unk> b <unk> , c") == "a b, c"
 
 
 def test_prefixes_texts_and_their_comparison(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,10 +109,15 @@ def test_prefixes_texts_and_their_comparison(tmp_path: Path, tiny_model: Path, m
     ]
     lines = [" ".join(words[(at + 5 * place) % 12] for place in range(30)) for at in range(12)]
     corpus = tmp_path / "corpus.txt"
-    corpus.write_text("\n".join([" = A heading = ", "too short", "an <unk> word " * 20, *lines]))
+    corpus.write_text(
+        "\n".join([" = A heading = ", "too short", "an <unk> word " * 20, *lines, lines[0] + " , <unk> on"])
+    )
     small = {"model": str(tiny_model)}
     prefixes = Prefixes(corpus=corpus, count=10, prefix_tokens=6, text_tokens=12, **small).run()
     assert prefixes.figures["prefixes"] == 10
+    every = Prefixes(corpus=corpus, count=99, prefix_tokens=6, text_tokens=12, **small).run()
+    assert every.figures["prefixes"] == 13, "an unknown word after the prefix is left out"
+    assert every.manifest["counts"]["dropped"] == {"prefixes: too short": 1, "prefixes: unknown word": 1}
     prompts = prefixes.path("prompts.jsonl")
     rows = [json.loads(line) for line in prompts.read_text().splitlines()]
     assert all("<unk>" not in row["prompt"] and row["reference"]["text"] for row in rows)
