@@ -57,7 +57,7 @@ class Prefixes(Job):
         tokenizer = load_tokenizer(str(find_model(self.model)))
         found = list(dict.fromkeys(read_paragraphs(self.corpus)))
         random.Random(self.seed).shuffle(found)
-        kept = 0
+        kept: set[str] = set()
         for paragraph in found:
             run.counts["read"] = run.counts.get("read", 0) + 1
             ids = encode_text(tokenizer, join_words(paragraph))
@@ -69,16 +69,19 @@ class Prefixes(Job):
                 run.dropped["prefixes: unknown word"] += 1
                 continue
             prefix = tokenizer.decode(ids[: self.prefix_tokens])
+            if prefix in kept:
+                run.dropped["prefixes: came before"] += 1
+                continue
             text = tokenizer.decode(ids[self.prefix_tokens : self.prefix_tokens + self.text_tokens])
             row: dict[str, Any] = {"prompt": prefix, "reference": {"text": text}}
             run.write("prompts.jsonl", row)
-            kept += 1
-            if kept == self.count:
+            kept.add(prefix)
+            if len(kept) == self.count:
                 break
         if not kept:
             allowed = f"lines of at least {self.prefix_tokens + self.text_tokens} tokens"
             raise InputError(f"corpus: {self.corpus}", given="none", allowed=allowed, do="Give a longer text.")
-        run.counts["kept"] = run.figures["prefixes"] = kept
+        run.counts["kept"] = run.figures["prefixes"] = len(kept)
 
 
 def read_paragraphs(corpus: Path) -> Iterator[str]:

@@ -109,15 +109,16 @@ def test_prefixes_texts_and_their_comparison(tmp_path: Path, tiny_model: Path, m
     ]
     lines = [" ".join(words[(at + 5 * place) % 12] for place in range(30)) for at in range(12)]
     corpus = tmp_path / "corpus.txt"
-    corpus.write_text(
-        "\n".join([" = A heading = ", "too short", "an <unk> word " * 20, *lines, lines[0] + " , <unk> on"])
-    )
+    more = ["too short", "an <unk> word " * 20, f"wolf {lines[0]} , <unk> on", f"{lines[0]} on"]
+    corpus.write_text("\n".join([" = A heading = ", *more, *lines]))
     small = {"model": str(tiny_model)}
     prefixes = Prefixes(corpus=corpus, count=10, prefix_tokens=6, text_tokens=12, **small).run()
     assert prefixes.figures["prefixes"] == 10
     every = Prefixes(corpus=corpus, count=99, prefix_tokens=6, text_tokens=12, **small).run()
-    assert every.figures["prefixes"] == 13, "an unknown word after the prefix is left out"
-    assert every.manifest["counts"]["dropped"] == {"prefixes: too short": 1, "prefixes: unknown word": 1}
+    assert every.figures["prefixes"] == 13, every.manifest["counts"]
+    assert every.manifest["counts"]["dropped"] == {
+        "prefixes: came before": 1, "prefixes: too short": 1, "prefixes: unknown word": 1,
+    }  # fmt: skip
     prompts = prefixes.path("prompts.jsonl")
     rows = [json.loads(line) for line in prompts.read_text().splitlines()]
     assert all("<unk>" not in row["prompt"] and row["reference"]["text"] for row in rows)
