@@ -78,10 +78,11 @@ def work(variant: str, folder: Path) -> None:
         for at in range(int(line)):
             ids = [1000 + (7919 * (at % REQUESTS) + 31 * place) % 40000 for place in range(PROMPT)]
             one = SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True, detokenize=False)
+            prompt: dict[str, Any] = {"prompt_token_ids": ids}
             if method is not None:
                 negative = ids[1:] + ids[:1] if variant == "guided" else None
-                ids, one.extra_args = make_arguments(method, prompt=ids, negative=negative)
-            prompts.append({"prompt_token_ids": ids})
+                prompt, one.extra_args = make_arguments(method, prompt=ids, negative=negative)
+            prompts.append(prompt)
             params.append(one)
         start = time.process_time()
         found = llm.generate(prompts, params, use_tqdm=False)

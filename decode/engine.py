@@ -13,7 +13,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from typing_extensions import TypeIs
 
 from counterfoil.config import Choice, Config, find_class, fingerprint, list_family
@@ -37,8 +37,8 @@ def is_token_ids(content: Content) -> TypeIs[tuple[int, ...]]:
 class Sampling(Config):
     """How the next token is drawn."""
 
-    temperature: float = Field(default=0.0, ge=0)
-    """0 is greedy."""
+    temperature: float = Field(default=0.0, ge=0, le=100)
+    """0 is greedy; else from 0.01, below which scores overflow."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Keep the likeliest tokens that hold this share of the probability. Sorts the vocabulary: slow on a CPU."""
     top_k: int = Field(default=0, ge=0)
@@ -49,7 +49,7 @@ class Sampling(Config):
     """Cut an answer off after this many tokens."""
     n: int = Field(default=1, ge=1)
     """Samples a prompt."""
-    seed: int | None = 0
+    seed: int | None = Field(default=0, ge=-(2**63), lt=2**63)
     """Fixes the draws of a request; None leaves them to the engine."""
     stop: tuple[str, ...] = ()
     """End an answer before any of these strings."""
@@ -57,6 +57,22 @@ class Sampling(Config):
     """More than one is beam search: the likeliest text that so many at a time lead to."""
     logprobs: bool = False
     """Also return the token ids and their log-probabilities."""
+
+    @field_validator("temperature")
+    @classmethod
+    def check_temperature(cls, value: float) -> float:
+        """Refuse what is neither greedy nor a number to divide by."""
+        if 0 < value < 0.01:
+            raise ValueError("0 is greedy; a temperature is at least 0.01")
+        return value
+
+    @field_validator("stop")
+    @classmethod
+    def check_stop(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """Refuse a stop string that every text holds."""
+        if "" in value:
+            raise ValueError("an empty stop string would end every answer before it begins")
+        return value
 
 
 @dataclass(frozen=True, slots=True)

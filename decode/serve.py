@@ -4,6 +4,8 @@ With the engine `vllm` it is vLLM's own server with the plugin: one method, chos
 it. With `hf` it is a small server that has every method; those that need a second model or adapters are chosen in the config.
 """
 
+import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from decode.engines.vllm import Vllm, choose_method, make_engine_settings, prepa
 from decode.method import LogitsMethod, Method
 
 __all__ = ["Serve"]
+
+GRACE_S = 5
+"""What an interrupted server gives the answers under way."""
 
 
 class Serve(Service):
@@ -90,7 +95,13 @@ class Serve(Service):
         names = Names(name, method, gives=frozenset())
         settings = {"model": str(folder), "served_model_name": names.list_names()}
         settings |= make_engine_settings(engine, method, on_gpu=on_gpu)
-        run(settings, host=self.host, port=self.port, gate=gate | {"translate": Translate(names, folder)})
+        run(
+            settings,
+            host=self.host,
+            port=self.port,
+            grace_s=GRACE_S,
+            gate=gate | {"translate": Translate(names, folder)},
+        )
 
     def _run_hf(self, engine: Hf, name: str, gate: dict[str, Any]) -> None:
         import uvicorn
@@ -99,6 +110,17 @@ class Serve(Service):
         from decode.server.hf_server import make_app
         from decode.server.names import Names
 
-        session = engine.open(self.model, methods=[self.method] if self.method else [])
-        app = make_app(session, Names(name, self.method, gives=engine.gives), engine=engine)
-        uvicorn.run(Gate(app, **gate), host=self.host, port=self.port, log_level="warning")
+        try:
+            listening = socket.create_server((self.host, self.port))  # before the model, which takes a while
+        except OSError as error:
+            given = f"{self.host}:{self.port} ({error.strerror})"
+            raise EngineError("port", given=given, allowed="a free one", do="Choose another.") from error
+        with listening:
+            session = engine.open(self.model, methods=[self.method] if self.method else [])
+            names = Names(name, self.method, gives=engine.gives)
+            app = Gate(make_app(session, names, engine=engine), **gate)
+            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE_S)
+            host, port = listening.getsockname()[:2]
+            sys.stdout.write(f"{', '.join(names.list_names())} at http://{host}:{port}/v1\n")
+            sys.stdout.flush()
+            uvicorn.Server(config).run(sockets=[listening])

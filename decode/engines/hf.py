@@ -99,6 +99,7 @@ class HfSession(Session):
             ready.sort(key=lambda row: (self._batch_key(row), len(row.ids)))
             for _, group in itertools.groupby(ready, key=self._batch_key):
                 yield from self._answer(list(group))
+            self._cancelled.difference_update(request.id for request in window)
 
     def _batch_key(self, row: _Row) -> tuple[str, ...]:
         """Rows of one batch share all but the seed, and how many tokens they may get, whatever else is in it."""
@@ -114,6 +115,10 @@ class HfSession(Session):
             raise ValueError(fault)
         ids = encode_prompt(self._tokenizer, request.prompt)
         negative = None if request.negative is None else encode_prompt(self._tokenizer, request.negative)
+        if not ids or negative == []:
+            raise ValueError(
+                f"{'a negative' if ids else 'a'} prompt without a token: this model adds none to an empty text"
+            )
         longest = max(len(ids), len(negative or []))
         if longest + 1 > self._engine.max_model_len:
             raise ValueError(f"{longest + 1} tokens, over max_model_len {self._engine.max_model_len}")

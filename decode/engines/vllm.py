@@ -294,19 +294,16 @@ class VllmSession(Session):
             raise ValueError(fault)
         ids = encode_prompt(self._tokenizer, request.prompt)
         num_tokens = len(ids)
-        params, prompt = _sampling_params(request.sampling), {}
+        params, prompt = _sampling_params(request.sampling), {"prompt_token_ids": ids}
         if request.method is not None or not self._plain:
-            ids, params.extra_args = self._contrast(request.method, ids, request.negative)
-            if len(ids) > num_tokens:
-                prompt["cache_salt"] = f"counterfoil {number}"
-        self._check_length(len(ids) + 1)
-        prompt["prompt_token_ids"] = ids
+            prompt, params.extra_args = self._contrast(request.method, ids, request.negative)
+        self._check_length(len(prompt["prompt_token_ids"]) + 1)
         self._engine.add_request(number, prompt, params, lora_request=self._lora(request.adapter))
         return num_tokens
 
     def _contrast(
         self, wanted: Method | None, ids: list[int], other: Content | None, text: Sequence[int] = ()
-    ) -> tuple[list[int], dict[str, Any]]:
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what vLLM is sent for a request with a method; see `make_arguments`. `text` goes on from both prompts."""
         from decode.vllm_plugin.settings import make_arguments
 
@@ -358,12 +355,16 @@ class VllmSession(Session):
             raise ValueError(fault)
         prompt = encode_prompt(self._tokenizer, given.prompt) if given.prompt else []
         text = encode_text(self._tokenizer, given.text)
-        ids, params = prompt + text, SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        sent, params = (
+            {"prompt_token_ids": prompt + text},
+            SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False),
+        )
         if given.method is not None or not self._plain:
-            ids, params.extra_args = self._contrast(given.method, prompt, given.negative, text)
-        self._check_length(len(ids) + 1)
-        self._engine.add_request(number, {"prompt_token_ids": ids}, params, lora_request=self._lora(given.adapter))
-        return len(ids) - len(text) if prompt else 1
+            sent, params.extra_args = self._contrast(given.method, prompt, given.negative, text)
+        length = len(sent["prompt_token_ids"])
+        self._check_length(length + 1)
+        self._engine.add_request(number, sent, params, lora_request=self._lora(given.adapter))
+        return length - len(text) if prompt else 1
 
     def _read_given(self, given: Given, output: Any, failure: str | None) -> GivenLogprobs:
         if failure is not None or output is None:

@@ -27,7 +27,7 @@ class ContextAware(LogitsMethod):
     needs: ClassVar[frozenset[str]] = frozenset({"two_prompts"})
     takes: ClassVar[frozenset[str]] = frozenset({"negative_input_ids", "negative_attention_mask"})
 
-    strength: float = Field(default=0.5, ge=0)
+    strength: float = Field(default=0.5, ge=0, le=100)
     """The paper's alpha; 0 leaves the prompt with its context alone."""
     threshold: float = Field(default=0.0, ge=0, le=1)
     """Tokens below this share of the largest probability are ruled out; 0 rules none out."""

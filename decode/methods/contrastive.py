@@ -39,11 +39,11 @@ class Contrastive(LogitsMethod):
     """The weaker model: a name, a folder, a GGUF file or a hub id (from Python, `amateur` is the loaded model)."""
     form: Literal["logits", "log_ratio"] = "logits"
     """Which of the two forms."""
-    strength: float | None = Field(default=None, ge=0)
+    strength: float | None = Field(default=None, ge=0, le=100)
     """a of `logits` (None is 0.5), w of `log_ratio` (None is 1); 0 leaves the expert alone."""
     threshold: float = Field(default=0.1, ge=0, le=1)
     """Tokens below this share of the largest expert probability are ruled out."""
-    amateur_temperature: float = Field(default=1.0, gt=0)
+    amateur_temperature: float = Field(default=1.0, ge=0.01, le=100)
     """Flattens (above 1) or sharpens the amateur; Li et al. take 0.5 for GPT-2."""
 
     @property

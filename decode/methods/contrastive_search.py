@@ -26,8 +26,8 @@ class ContrastiveSearch(Method):
 
     alpha: float = Field(default=0.6, ge=0, le=1)
     """Weight of the penalty for likeness; 0 is greedy. The authors take 0.5 to 0.8, and 0.4 for code."""
-    k: int = Field(default=4, ge=1)
-    """Candidates a step; 1 is greedy. The authors take 3 to 10."""
+    k: int = Field(default=4, ge=1, le=256)
+    """Candidates a step; 1 is greedy. The authors take 3 to 10; a step's memory grows with the square."""
     form: Literal["auto", "one_row", "replicated"] = "auto"
     """How candidates are tried: as positions of one row, or as k rows. `auto` takes the first where the model allows it."""
 

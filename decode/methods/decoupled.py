@@ -35,7 +35,7 @@ class Decoupled(LogitsMethod):
     """The adapter of bad answers."""
     mode: Literal["pos_neg", "neg_only", "anchored"] = "pos_neg"
     """`neg_only` takes the bare model for the positive side; `anchored` adds the difference to the bare model."""
-    strength: float = Field(default=0.5, ge=0)
+    strength: float = Field(default=0.5, ge=0, le=100)
     """The paper's alpha; 0 leaves the positive side (for `anchored`, the bare model) alone."""
     threshold: float = Field(default=0.1, ge=0, le=1)
     """Tokens below this share of the positive side's (for `anchored`, the bare model's) largest probability are ruled out."""

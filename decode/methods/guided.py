@@ -29,7 +29,7 @@ class Guided(LogitsMethod):
     needs: ClassVar[frozenset[str]] = frozenset({"two_prompts"})
     takes: ClassVar[frozenset[str]] = frozenset({"negative_input_ids", "negative_attention_mask"})
 
-    scale: float = Field(default=1.5, ge=0)
+    scale: float = Field(default=1.5, ge=0, le=100)
     """1 is the prompt alone, 0 the negative prompt alone."""
     threshold: float = Field(default=0.0, ge=0, le=1)
     """Tokens below this share of the largest probability under the prompt are ruled out; 0 rules none out."""

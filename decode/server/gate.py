@@ -10,7 +10,7 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-__all__ = ["Gate", "RefusedError"]
+__all__ = ["Gate", "RefusedError", "describe_error", "read_message"]
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -26,7 +26,7 @@ class RefusedError(Exception):
 
 
 class Gate:
-    """Middleware for POST requests; the others pass.
+    """Middleware for POST requests; the others pass. A body that is no JSON object (or multipart) is refused.
 
     `translate` gets the path and the JSON object of a request and returns the object that the server is to see; a ValueError
     of it becomes a 400.
@@ -51,6 +51,10 @@ class Gate:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
+        if self._active >= self._max_requests:
+            said = f"{self._active} requests are being answered or wait, which is the limit. Try later."
+            await _answer(send, RefusedError(503, said))
+            return
         started = False
 
         async def note(message: MutableMapping[str, Any]) -> None:
@@ -58,24 +62,20 @@ class Gate:
             started = True
             await send(message)
 
+        self._active += 1
         try:
-            body = await self._read(scope, receive)
-            if self._active >= self._max_requests:
-                raise RefusedError(
-                    503, f"{self._active} requests are being answered or wait, which is the limit. Try later."
-                )
-            self._active += 1
-            try:
-                async with asyncio.timeout(self._timeout_s):
-                    await self._app(*_replay(scope, receive, body), note)
-            finally:
-                self._active -= 1
+            async with asyncio.timeout(self._timeout_s):
+                body = await self._read(scope, receive)
+                await self._app(*_replay(scope, receive, body), note)
         except RefusedError as error:
             await _answer(send, error)
         except TimeoutError:
-            if started:  # a stream that is cut off: the connection is closed without its last chunk
-                raise
-            await _answer(send, RefusedError(504, f"Not answered within {self._timeout_s:g} s. Ask for fewer tokens."))
+            # A stream that is cut off gets no more: the server closes its connection without a last chunk.
+            if not started:
+                said = f"Not answered within {self._timeout_s:g} s. Ask for fewer tokens."
+                await _answer(send, RefusedError(504, said))
+        finally:
+            self._active -= 1
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         """Read the whole body, as the server is to see it."""
@@ -90,18 +90,46 @@ class Gate:
             if size > self._max_body_bytes:
                 raise RefusedError(413, f"The request is larger than {self._max_body_bytes} bytes.")
         body = b"".join(parts)
-        if self._translate is None or not scope["path"].startswith("/v1/"):
+        if not body or dict(scope["headers"]).get(b"content-type", b"").startswith(b"multipart/"):
             return body
-        try:
-            given = json.loads(body)
-        except ValueError as error:
-            raise RefusedError(400, f"The request is no JSON: {error}.") from error
-        if not isinstance(given, dict):
-            raise RefusedError(400, "The request is no JSON object.")
+        given = _read_object(body)
+        if self._translate is None:
+            return body
         try:
             return json.dumps(self._translate(scope["path"], given)).encode()
         except ValueError as error:
             raise RefusedError(400, str(error).splitlines()[0]) from error
+
+
+def _read_object(body: bytes) -> dict[str, Any]:
+    """Read a JSON object. Raises RefusedError for what is none, and for what only Python takes for JSON."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number")
+
+    try:
+        given = json.loads(body, parse_constant=refuse)
+        json.dumps(given, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise RefusedError(400, "The request holds half of a surrogate pair, which is no text.") from None
+    except RecursionError:
+        raise RefusedError(400, "The request is nested too deeply.") from None
+    except ValueError as error:
+        raise RefusedError(400, f"The request is no JSON: {error}.") from error
+    if not isinstance(given, dict):
+        raise RefusedError(400, "The request is no JSON object.")
+    return given
+
+
+def read_message(message: Any) -> dict[str, str]:
+    """Take a message whose content is text, or parts that are. Raises RefusedError."""
+    content = message.get("content") if isinstance(message, dict) else None
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        content = "".join(part for part in parts if isinstance(part, str)) if len(parts) == len(content) else None
+    if not isinstance(content, str) or not isinstance(message.get("role"), str):
+        raise RefusedError(400, "messages: each needs a role and a content of text.")
+    return {"role": message["role"], "content": content}
 
 
 def _replay(scope: Scope, receive: Receive, body: bytes) -> tuple[Scope, Receive]:
@@ -120,10 +148,14 @@ def _replay(scope: Scope, receive: Receive, body: bytes) -> tuple[Scope, Receive
     return scope, again
 
 
+def describe_error(status: int, message: str) -> dict[str, Any]:
+    """Return an error as OpenAI's clients read it."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": None, "code": status}}
+
+
 async def _answer(send: Send, error: RefusedError) -> None:
-    """Send an error as OpenAI's clients read it."""
-    kind = "invalid_request_error" if error.status < 500 else "server_error"
-    content = {"error": {"message": error.message, "type": kind, "param": None, "code": error.status}}
+    content = describe_error(error.status, error.message)
     headers = [(b"content-type", b"application/json")] + ([(b"retry-after", b"5")] if error.status == 503 else [])
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": json.dumps(content).encode()})

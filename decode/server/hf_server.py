@@ -8,24 +8,30 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.exceptions import HTTPException
 
+from counterfoil.config import build
+from counterfoil.errors import CounterfoilError
 from decode.engine import Request, Result, Sampling
 from decode.engines.hf import Hf, HfSession
 from decode.method import Method
-from decode.server.gate import RefusedError
-from decode.server.names import Names
+from decode.server.gate import RefusedError, describe_error, read_message
+from decode.server.names import Names, one_line
 from decode.server.worker import Ticket, Worker
 
 __all__ = ["make_app"]
 
-Stop = Annotated[str | list[str] | None, Field(default=None)]
+LEAST_TEMPERATURE = 0.01
+"""Below it a request is answered greedily."""
+MOST_TEXTS = 64
+"""Answers that one request may ask for: prompts times n."""
 
 
 class _Body(BaseModel):
@@ -35,18 +41,24 @@ class _Body(BaseModel):
 
     model: str
     temperature: float = Field(default=1.0, ge=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    top_k: int = Field(default=0, ge=0)
-    min_p: float = Field(default=0.0, ge=0, le=1)
-    n: int = Field(default=1, ge=1, le=64)
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    n: int = Field(default=1, ge=1)
     seed: int | None = None
     stop: str | list[str] | None = None
     stream: bool = False
     stream_options: dict[str, Any] | None = None
     method: Any = None
     """A method's name, or a mapping with its fields; see `Names`."""
-    negative: str | list[dict[str, str]] | None = None
+    negative: str | list[dict[str, Any]] | None = None
     """The other prompt of a method with two."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def drop_nulls(cls, given: Any) -> Any:
+        """Take null for what was not given, as clients mean it."""
+        return {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
 class _Chat(_Body):
@@ -63,9 +75,9 @@ class _Text(_Body):
 HARMLESS = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 NEUTRAL: dict[str, Any] = {
     "frequency_penalty": 0, "presence_penalty": 0, "logprobs": False, "best_of": 1, "echo": False, "repetition_penalty": 1,
-    "parallel_tool_calls": True,
+    "parallel_tool_calls": True, "tools": [], "tool_choice": "none", "logit_bias": {}, "response_format": {"type": "text"},
 }  # fmt: skip
-"""Keys that are not taken, and the value under which leaving them out changes nothing; for all others that is null."""
+"""Keys that are not taken, and the value under which leaving them out changes nothing."""
 
 
 def make_app(session: HfSession, names: Names, *, engine: Hf) -> FastAPI:
@@ -88,7 +100,7 @@ def make_app(session: HfSession, names: Names, *, engine: Hf) -> FastAPI:
     @app.post("/v1/chat/completions")
     async def chat(body: _Chat, http: HttpRequest) -> Any:
         limit = body.max_completion_tokens or body.max_tokens or engine.max_model_len
-        prompts = [tuple(_read_message(message) for message in body.messages)]
+        prompts = [tuple(read_message(message) for message in body.messages)]
         return await answer("chat.completion", body, prompts, limit, http)
 
     @app.post("/v1/completions")
@@ -100,19 +112,15 @@ def make_app(session: HfSession, names: Names, *, engine: Hf) -> FastAPI:
         _refuse_extra(body)
         method = names.find(body.model, body.method)
         reply = _Reply(kind, f"{'chatcmpl' if kind[0] == 'c' else 'cmpl'}-{started}-{next(numbers)}", body.model)
+        if not 0 < len(prompts) * body.n <= MOST_TEXTS:
+            said = f"prompt: {len(prompts)} of them with n={body.n}; a request asks for 1 to {MOST_TEXTS} answers."
+            raise RefusedError(400, said)
+        loop = asyncio.get_running_loop()
         tickets = [
-            Ticket(
-                _make_request(f"{reply.id}-{at}", prompt, body, method, limit), asyncio.get_running_loop(), body.stream
-            )
+            Ticket(_make_request(f"{reply.id}-{at}", prompt, body, method, limit), loop, body.stream)
             for at, prompt in enumerate(prompts)
         ]
-        for ticket in tickets:
-            if fault := ticket.request.find_fault(engine.gives):
-                raise RefusedError(400, f"{fault}.")
-            for given in (ticket.request.prompt, ticket.request.negative):
-                if given is not None and (length := session.num_tokens(given)) >= engine.max_model_len:
-                    said = f"{length} tokens leave no room for an answer in {engine.max_model_len} (max_model_len)."
-                    raise RefusedError(400, said)
+        await asyncio.to_thread(_check, [ticket.request for ticket in tickets], session, engine)
         for ticket in tickets:
             worker.submit(ticket)
         if body.stream:
@@ -127,6 +135,25 @@ def make_app(session: HfSession, names: Names, *, engine: Hf) -> FastAPI:
         return reply.whole(results)
 
     return app
+
+
+def _check(requests: list[Request], session: HfSession, engine: Hf) -> None:
+    """Raise RefusedError for what the engine could not answer."""
+    for request in requests:
+        if fault := request.find_fault(engine.gives):
+            raise RefusedError(400, f"{fault}.")
+        for where, given in (("the prompt", request.prompt), ("negative", request.negative)):
+            if given is None:
+                continue
+            try:
+                length = session.num_tokens(given)
+            except Exception as error:  # of the model's template, which may object to anything
+                raise RefusedError(400, f"{where}: {str(error).splitlines()[0]}") from error
+            if not length:
+                raise RefusedError(400, f"{where}: an empty text has no token. Leave it out, or give one.")
+            if length >= engine.max_model_len:
+                said = f"{length} tokens leave no room for an answer in {engine.max_model_len} (max_model_len)."
+                raise RefusedError(400, f"{where}: {said}")
 
 
 def _add_models(app: FastAPI, names: Names, worker: Worker, started: int) -> None:
@@ -153,6 +180,10 @@ def _add_errors(app: FastAPI) -> None:
     async def refuse(_: HttpRequest, error: RefusedError) -> JSONResponse:
         return _explain(error.status, error.message)
 
+    @app.exception_handler(HTTPException)
+    async def refuse_path(http: HttpRequest, error: HTTPException) -> JSONResponse:
+        return _explain(error.status_code, f"{http.method} {http.url.path}: {error.detail}.")
+
     @app.exception_handler(RequestValidationError)
     async def refuse_fields(_: HttpRequest, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
@@ -161,43 +192,34 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _explain(status: int, message: str) -> JSONResponse:
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    content = {"error": {"message": message, "type": kind, "param": None, "code": status}}
-    return JSONResponse(content, status_code=status)
+    return JSONResponse(describe_error(status, message), status_code=status)
 
 
 def _refuse_extra(body: _Body) -> None:
     for key, value in (body.model_extra or {}).items():
-        if key not in HARMLESS and value is not None and value != NEUTRAL.get(key):
+        neutral = value == NEUTRAL.get(key) and isinstance(value, bool) == isinstance(NEUTRAL.get(key), bool)
+        if key not in HARMLESS and not neutral:
             raise RefusedError(400, f"{key} is not taken here. Leave it out.")
-
-
-def _read_message(message: dict[str, Any]) -> dict[str, str]:
-    """Take a message whose content is text, or parts that are."""
-    content = message.get("content")
-    if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        content = "".join(part for part in parts if isinstance(part, str)) if len(parts) == len(content) else None
-    if not isinstance(content, str) or not isinstance(message.get("role"), str):
-        raise RefusedError(400, "messages: each needs a role and a content of text.")
-    return {"role": message["role"], "content": content}
 
 
 def _make_request(name: str, prompt: Any, body: _Body, method: Method | None, limit: int) -> Request:
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     # A deterministic method answers clients that leave the temperature at their own default.
-    temperature = (
-        body.temperature if "temperature" in body.model_fields_set or method is None or method.samples else 0.0
-    )
-    sampling = Sampling(
-        temperature=temperature, top_p=body.top_p, top_k=body.top_k, min_p=body.min_p, max_new_tokens=limit, n=body.n,
-        seed=body.seed, stop=stop,
-    )  # fmt: skip
+    wanted = "temperature" in body.model_fields_set or method is None or method.samples
+    temperature = body.temperature if wanted and body.temperature >= LEAST_TEMPERATURE else 0.0
+    settings = {
+        "temperature": temperature, "top_p": body.top_p, "top_k": body.top_k, "min_p": body.min_p,
+        "max_new_tokens": limit, "n": body.n, "seed": body.seed, "stop": stop,
+    }  # fmt: skip
+    try:
+        sampling = build(Sampling, settings, source="the request")
+    except CounterfoilError as error:
+        raise RefusedError(400, one_line(error)) from error
     negative: Any = body.negative
     if isinstance(negative, str) and not isinstance(prompt, str):
         negative = ({"role": "user", "content": negative},)
     elif isinstance(negative, list):
-        negative = tuple(_read_message(message) for message in negative)
+        negative = tuple(read_message(message) for message in negative or [None])
     return Request(name, prompt, sampling, method=method, negative=negative)
 
 
@@ -221,7 +243,6 @@ async def _stream(
 ) -> AsyncIterator[str]:
     """Send texts as they grow; what a stop string may still take back is held until it is certain."""
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
-    held = max((len(stop) for stop in stops), default=1) - 1
     results: list[Result] = []
     try:
         for at, ticket in enumerate(tickets):
@@ -233,23 +254,31 @@ async def _stream(
                 if isinstance(item, Result):
                     break
                 index, text = item
-                stable = text[: len(text) - held] if held else text
+                stable = _cut(text, stops)
                 if not text.endswith("\ufffd") and stable.startswith(sent[index]) and len(stable) > len(sent[index]):
                     yield reply.chunk(at * body.n + index, stable[len(sent[index]) :])
                     sent[index] = stable
             if item.failure is not None:
-                yield _event({"error": {"message": item.failure, "type": "invalid_request_error", "code": 400}})
-                return
+                yield _event(describe_error(500 if ticket.crash else 400, f"{item.failure}."))
+                break
             results.append(item)
             for index, part in enumerate(item.completions):
                 rest = part.text.removeprefix(sent[index]) if part.text.startswith(sent[index]) else ""
                 yield reply.chunk(at * body.n + index, rest, reason=part.finish_reason)
-        if usage:
+        if usage and len(results) == len(tickets):
             yield _event(reply.frame([], streamed=True) | {"usage": _count(results)})
         yield "data: [DONE]\n\n"
     finally:
         for ticket in tickets:
             worker.withdraw(ticket)
+
+
+def _cut(text: str, stops: list[str]) -> str:
+    """Return what is certain of a text that grows: up to a stop string, less an end that may become one."""
+    if found := [at for stop in stops if (at := text.find(stop)) >= 0]:
+        return text[: min(found)]
+    held = max((size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])), default=0)
+    return text[: len(text) - held]
 
 
 def _event(content: dict[str, Any]) -> str:

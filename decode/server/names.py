@@ -9,7 +9,7 @@ from counterfoil.errors import CounterfoilError
 from decode.method import Method
 from decode.server.gate import RefusedError
 
-__all__ = ["Names"]
+__all__ = ["Names", "one_line"]
 
 
 class Names:
@@ -46,11 +46,11 @@ class Names:
         elif given is not None:
             raise RefusedError(400, "method: give a name, or an object with the method's fields.")
         wanted = fields.pop("name", name)
+        if not isinstance(wanted, str) or (given is not None and not wanted):
+            raise RefusedError(400, "method: it has no name; give one, or ask for MODEL:METHOD.")
         if name and wanted != name:
             raise RefusedError(400, f"method: the model's name says {name}, the request {wanted}.")
         if not wanted:
-            if fields:
-                raise RefusedError(400, "method: it has no name; give one, or ask for MODEL:METHOD.")
             return None
         if wanted not in self._methods:
             raise RefusedError(400, f"method: there is no {wanted!r} here. There is {', '.join(self._methods)}.")
@@ -66,7 +66,12 @@ class Names:
         try:
             return build(type(method), kept | fields, source="method")
         except CounterfoilError as error:
-            raise RefusedError(400, " ".join(line.strip() for line in str(error).splitlines())) from error
+            raise RefusedError(400, one_line(error)) from error
+
+
+def one_line(error: CounterfoilError) -> str:
+    """Write an error's parts as sentences in a row."""
+    return " ".join(line.strip() for line in str(error).splitlines())
 
 
 def name_of(method: Method) -> str:

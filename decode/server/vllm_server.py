@@ -10,27 +10,40 @@ from typing import Any
 
 from decode.chat import encode_prompt, load_tokenizer
 from decode.method import LogitsMethod
-from decode.server.gate import Gate
+from decode.server.gate import Gate, read_message
 from decode.server.names import Names
 
 __all__ = ["Translate", "run"]
+
+PATHS = ("/v1/chat/completions", "/v1/completions")
 
 
 class Translate:
     """Turn a request that names a method into one that vLLM with the plugin understands."""
 
     def __init__(self, names: Names, folder: Path) -> None:
+        from transformers import AutoConfig
+
         self._names = names
         self._tokenizer = load_tokenizer(str(folder))
+        self._vocab_size: int = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
 
     def __call__(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Translate the JSON object of a request; see Gate."""
-        if path not in ("/v1/chat/completions", "/v1/completions"):
-            return body
         from decode.vllm_plugin.settings import make_arguments
 
+        own = body.get("vllm_xargs")
+        if isinstance(own, dict) and (set_here := {"contrast_negative", "contrast_pad"} & own.keys()):
+            raise ValueError(f"vllm_xargs: {min(set_here)} is set by the server: give the second prompt as `negative`")
         negative, given = body.pop("negative", None), body.pop("method", None)
-        method = self._names.find(str(body.get("model", "")), given)
+        model = body.get("model")
+        if path not in PATHS:
+            if negative is not None or given is not None or model in self._names.list_names()[1:]:
+                raise ValueError(f"{path} takes no method: {' and '.join(PATHS)} do")
+            return body
+        method = None
+        if model is not None or given is not None:
+            method = self._names.find(str(model or self._names.list_names()[0]), given)
         if method is None:
             if negative is not None:
                 raise ValueError("negative: no method is asked for that has a use for it")
@@ -39,25 +52,34 @@ class Translate:
         if fault:
             raise ValueError(fault)
         assert isinstance(method, LogitsMethod)
+        if body.get("truncate_prompt_tokens") is not None:
+            raise ValueError("truncate_prompt_tokens: with a method a prompt is read whole or not at all")
         prompt = self._encode(body.get("messages", body.get("prompt")), where="prompt")
         other = None if negative is None else self._encode(_as_chat(negative, body), where="negative")
+        if other is not None and not all(0 <= token < self._vocab_size for token in other):
+            raise ValueError(f"negative: token ids are from 0 to {self._vocab_size - 1}")
         if other is not None and len(other) > len(prompt):
             raise ValueError(
                 f"negative has {len(other)} tokens, the prompt {len(prompt)}: inside vLLM it may not be longer; "
                 "shorten it, or serve with engine: hf"
             )
         _, arguments = make_arguments(method, prompt=prompt, negative=other)
-        arguments.pop("contrast_pad", None)
-        return body | {"vllm_xargs": (body.get("vllm_xargs") or {}) | arguments}
+        return body | {"vllm_xargs": (own or {}) | arguments}
 
     def _encode(self, prompt: Any, *, where: str) -> list[int]:
-        if isinstance(prompt, list) and prompt and all(isinstance(item, int) for item in prompt):
+        if isinstance(prompt, list) and prompt and all(type(item) is int for item in prompt):
             return prompt
-        if isinstance(prompt, str):
-            return encode_prompt(self._tokenizer, prompt)
         if isinstance(prompt, list) and prompt and all(isinstance(item, dict) for item in prompt):
-            return encode_prompt(self._tokenizer, tuple(prompt))
-        raise ValueError(f"{where}: with a method give one text, or messages")
+            prompt = tuple(read_message(item) for item in prompt)
+        elif not isinstance(prompt, str):
+            raise ValueError(f"{where}: with a method give one text, or messages")
+        try:
+            found = encode_prompt(self._tokenizer, prompt)
+        except Exception as error:  # of the model's template, which may object to anything
+            raise ValueError(f"{where}: {str(error).splitlines()[0]}") from error
+        if not found:
+            raise ValueError(f"{where}: an empty text has no token; leave it out, or give one")
+        return found
 
 
 def _as_chat(negative: Any, body: dict[str, Any]) -> Any:
@@ -73,8 +95,8 @@ class Front(Gate):
         super().__init__(app, **self.settings)
 
 
-def run(settings: dict[str, Any], *, host: str, port: int, gate: dict[str, Any]) -> None:
-    """Serve until interrupted; `settings` are vLLM's."""
+def run(settings: dict[str, Any], *, host: str, port: int, grace_s: int, gate: dict[str, Any]) -> None:
+    """Serve until interrupted, then give the answers under way some seconds; `settings` are vLLM's."""
     import uvloop
     from vllm.entrypoints.launchers.api_server.entry import run_server
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
@@ -88,4 +110,4 @@ def run(settings: dict[str, Any], *, host: str, port: int, gate: dict[str, Any])
     own = {"host": host, "port": port, "middleware": middleware}
     args: Any = parser.parse_args(make_flags(settings | own))
     validate_parsed_serve_args(args)
-    uvloop.run(run_server(args))
+    uvloop.run(run_server(args, timeout_graceful_shutdown=grace_s))

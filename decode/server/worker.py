@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from decode.engine import Request, Result
+from decode.engine import Request, Result, Sampling
 from decode.engines.hf import HfSession
 
 __all__ = ["Ticket", "Worker"]
@@ -48,7 +48,7 @@ class Worker:
         self._tickets: dict[str, Ticket] = {}
         self._thread = threading.Thread(target=self._run, name="counterfoil-worker", daemon=True)
         self.failure: str | None = None
-        """What went wrong in the last batch."""
+        """Why the engine answers nothing any more."""
 
     def start(self) -> None:
         """Begin."""
@@ -66,8 +66,10 @@ class Worker:
             self._session.cancel(ticket.request.id)
 
     def close(self) -> None:
-        """Finish the batch at hand and end."""
+        """Give up what is under way, and end."""
         self._waiting.put(None)
+        for ticket in list(self._tickets.values()):
+            self.withdraw(ticket)
         self._thread.join()
 
     def _run(self) -> None:
@@ -75,20 +77,35 @@ class Worker:
             batch = [self._waiting.get()]
             while len(batch) < self._most and not self._waiting.empty():
                 batch.append(self._waiting.get())
-            tickets = [ticket for ticket in batch if ticket is not None and not ticket.gone]
-            self._tickets = {ticket.request.id: ticket for ticket in tickets}
-            self.failure = None
-            try:
-                for result in self._session.complete([ticket.request for ticket in tickets]):
-                    self._tickets.pop(result.id).put(result)
-            except Exception as error:
-                self.failure = f"{type(error).__name__}: {error}"
-            for name, ticket in list(self._tickets.items()):
-                ticket.crash = self.failure or "not answered"
-                ticket.put(Result(name, failure=ticket.crash))
+            self._tickets = {ticket.request.id: ticket for ticket in batch if ticket is not None and not ticket.gone}
+            tickets = [ticket for ticket in self._tickets.values() if not ticket.gone]
+            if self._answer(tickets) is not None:
+                # One request may have ended all: what is left is tried one by one, and the engine by a request of ours.
+                for ticket in list(self._tickets.values()):
+                    ticket.crash = self._answer([ticket])
+                self.failure = self._probe()
+                for name, ticket in self._tickets.items():
+                    ticket.put(Result(name, failure=ticket.crash))
             self._tickets = {}
             if None in batch:
                 return
+
+    def _answer(self, tickets: list[Ticket]) -> str | None:
+        """Deliver the answers of a batch. Returns what ended it before its time, or None."""
+        try:
+            for result in self._session.complete([ticket.request for ticket in tickets]):
+                self._tickets.pop(result.id).put(result)
+        except Exception as error:  # of whatever is below: the thread must live
+            return f"{type(error).__name__}: {error}"
+        return None
+
+    def _probe(self) -> str | None:
+        """Ask the engine for one token. Returns why there is none, or None."""
+        try:
+            (result,) = self._session.complete([Request("probe", (0,), Sampling(max_new_tokens=1))])
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return result.failure
 
     def _show(self, name: str, index: int, ids: Sequence[int], decode: Any) -> None:
         """Pass on a text as it grows."""

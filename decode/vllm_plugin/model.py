@@ -32,6 +32,7 @@ __all__ = ["CounterfoilForCausalLM"]
 BASE = 128
 """Of the digits in which a row says its request: exact in every floating-point type."""
 SECOND = "second."
+PROCESSORS = "decode.vllm_plugin.processors"
 FLOOR = 1000.0
 """How far below the least plausible token an implausible one is put: never drawn, unless all others are forbidden."""
 
@@ -245,6 +246,10 @@ def _check(vllm_config: VllmConfig) -> None:
         "a connector for keys and values": vllm_config.kv_transfer_config is not None,
         "fast prefill": bool(getattr(cache, "kv_sharing_fast_prefill", False)),
     }
+    given = vllm_config.model_config.logits_processors or ()
+    faults["no logits processor of ours, which reads the requests"] = not any(
+        (item if isinstance(item, str) else getattr(item, "__module__", "")).startswith(PROCESSORS) for item in given
+    )
     if found := [what for what, there in faults.items() if there]:
         raise EngineError(
             "vllm: counterfoil", given=", ".join(found), allowed="enforce_eager=True and none of these",

@@ -1,7 +1,8 @@
 """What a request asks for, and which row of the batch it is in.
 
-`--logits-processors decode.vllm_plugin.processors:NAME` gives a class for the method NAME. It changes no logits: by this
-interface vLLM validates a request's arguments where they come in, and says before each step which request is in which row.
+`--logits-processors decode.vllm_plugin.processors:NAME` gives a class for the method NAME. By this
+interface vLLM validates a request's arguments where they come in, and says before each step which request is in which row. It
+changes no logits but those of a request that turns out unreadable: whatever else the request forbids, that ends.
 """
 
 from __future__ import annotations
@@ -105,6 +106,8 @@ class _Processor(FirstInterface, SecondInterface):
         self._batch = find_batch(vllm_config)
         self._states = rest[0] if len(rest) == 1 else None  # of the second interface: its requests, by slot
         self._vocab_size = vllm_config.model_config.get_vocab_size()
+        end = vllm_config.model_config.hf_config.eos_token_id
+        self._end: int = end[0] if isinstance(end, list) else end or 0
         if not isinstance(self._batch.method, self.METHOD):
             raise ValueError(
                 f"the model was started with {type(self._batch.method)}, the processor is for {self.METHOD}"
@@ -157,11 +160,16 @@ class _Processor(FirstInterface, SecondInterface):
         return False
 
     def is_argmax_invariant(self) -> bool:
-        """Say that no logits are changed here."""
-        return True
+        """Say that logits may be changed."""
+        return False
 
     def apply(self, logits: Any, ctx: Any = None) -> Any:
-        """Return the logits as they are."""
+        """Leave a request at fault nothing but its end, which its own masks may have forbidden. Shape: (rows, V)."""
+        slots = range(len(logits)) if ctx is None else ctx.idx_mapping_np.tolist()
+        for row, slot in enumerate(slots):
+            if (asked := self._batch.asked.get(slot)) is not None and asked.fault:
+                logits[row] = -float("inf")
+                logits[row, self._end] = 0.0
         return logits
 
 

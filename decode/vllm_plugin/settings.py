@@ -13,6 +13,9 @@ from decode.vllm_plugin import ARCHITECTURE
 
 __all__ = ["list_numbers", "make_arguments", "make_flags", "make_settings"]
 
+SALT = "counterfoil: padded"
+"""One for all: requests with two prompts write to the prefix cache and never read from it."""
+
 
 def make_settings(method: LogitsMethod) -> dict[str, Any]:
     """Return arguments of `vllm.EngineArgs` (and `vllm.LLM`); on vLLM's command line they are written with dashes.
@@ -48,20 +51,23 @@ def make_flags(settings: Mapping[str, Any]) -> list[str]:
 
 def make_arguments(
     method: LogitsMethod, *, prompt: list[int], negative: list[int] | None
-) -> tuple[list[int], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the prompt that vLLM is to see, and the `extra_args` that go with it, for token ids of one or two prompts.
 
     The prompt that vLLM sees is as long as the longer one; what is in front of the shorter is read by nobody. A padded prompt
-    needs a `cache_salt` of its own: under its tokens the cache would hold another text's keys and values.
+    has a `cache_salt`: under its tokens the cache holds the keys and values of the text without its padding.
     """
     arguments: dict[str, Any] = {"contrast": 1}
     for name in list_numbers(type(method)):
         if (value := getattr(method, name)) is not None:
             arguments[f"contrast_{name}"] = value
     if negative is None:
-        return prompt, arguments
-    pad = max(0, len(negative) - len(prompt))
-    return [prompt[-1]] * pad + prompt, arguments | {"contrast_negative": negative, "contrast_pad": pad}
+        return {"prompt_token_ids": prompt}, arguments
+    arguments["contrast_negative"] = negative
+    pad = len(negative) - len(prompt)
+    if pad <= 0:
+        return {"prompt_token_ids": prompt}, arguments
+    return {"prompt_token_ids": [prompt[-1]] * pad + prompt, "cache_salt": SALT}, arguments | {"contrast_pad": pad}
 
 
 @cache

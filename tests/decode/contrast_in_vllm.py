@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from counterfoil.models import find_model
 from decode.chat import encode_prompt, load_tokenizer
 from decode.engine import Given, Request, Result, Sampling
 from decode.engines.hf import Hf
@@ -70,6 +71,16 @@ def compare(ours: dict[str, Result], theirs: dict[str, Result]) -> dict[str, Any
     return {"answers": len(ours), "different": different, "largest": largest}
 
 
+def list_padded(folder: Path, requests: list[Request]) -> list[Request]:
+    """Ask, without a method, for what vLLM sees of the prompts that are padded to a longer negative's length."""
+    tokenizer, found = load_tokenizer(str(folder)), list[Request]()
+    for item in requests:
+        ids, other = (encode_prompt(tokenizer, text) for text in (item.prompt, item.negative or "x"))
+        if len(other) > len(ids) + 32:
+            found.append(Request(f"padded {item.id}", (*[ids[-1]] * (len(other) - len(ids)), *ids), item.sampling))
+    return found
+
+
 def answer(session: Any, requests: list[Request]) -> dict[str, Result]:
     return {result.id: result for result in session.complete(requests)}
 
@@ -100,11 +111,14 @@ def check_equal(folder: Path) -> dict[str, Any]:
             again = answer(session, requests)  # what can be, comes from the prefix cache
             more = check_sampling(session, requests) if name in ("guided", "contrastive") else {}
             more["scores"] = score(session, requests, ours)
+            padded = list_padded(find_model("smollm2"), requests) if name == "guided" else []
+            more["padded"] = answer(session, padded)
             if name == "pos_neg":
                 plain = Request("p", requests[0].prompt, requests[0].sampling)
                 more["refused"] = answer(session, [plain])["p"].failure
         with Hf(batch_size=8, dtype="float32").open("smollm2", methods=[method]) as session:
             theirs = answer(session, requests)
+            more["padded"] = compare(more["padded"], answer(session, padded))["different"] if padded else None
             scores = zip(more.pop("scores"), score(session, requests, theirs), strict=True)
             more["scores_apart"] = max(abs(a - b) for a, b in scores)
         found[name] = compare(ours, theirs) | {"again": compare(ours, again)["different"]} | more
@@ -183,8 +197,7 @@ def check_pressure(parts: Path) -> dict[str, Any]:
             prompt: dict[str, Any] = {"prompt_token_ids": ids}
             if request.negative is not None:
                 negative = encode_prompt(tokenizer, request.negative)
-                prompt["prompt_token_ids"], params.extra_args = make_arguments(method, prompt=ids, negative=negative)
-                prompt["cache_salt"] = request.id
+                prompt, params.extra_args = make_arguments(method, prompt=ids, negative=negative)
             engine.add_request(request.id, prompt, params)
             flying.add(request.id)
         for output in engine.step():

@@ -36,7 +36,9 @@ def test_a_body_is_translated_and_measured_again() -> None:
     response = run(make_client(add).post("/v1/completions", json={"a": 1}))
     assert response.json() == {"a": 1, "path": "/v1/completions"}
     assert int(response.headers["x-length"]) == len(response.content)
-    assert run(make_client(add).post("/other", content=b"as it is")).content == b"as it is"
+    files = {"file": ("x.wav", b"as it is")}
+    assert b"as it is" in run(make_client(add).post("/v1/audio", files=files)).content
+    assert run(make_client(add).post("/reset")).content == b""
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,8 @@ def test_a_body_is_translated_and_measured_again() -> None:
         (b"x" * 1001, 413, "larger than 1000 bytes"),
         (b"{torn", 400, "no JSON"),
         (b"[1]", 400, "no JSON object"),
+        (b'{"scale": Infinity}', 400, "Infinity is no number"),
+        (b'{"text": "\\ud800"}', 400, "surrogate"),
         (json.dumps({"bad": True}).encode(), 400, "not this"),
     ],
 )
@@ -59,6 +63,27 @@ def test_what_cannot_be_answered_gets_a_sentence(content: bytes, status: int, sa
     error = response.json()["error"]
     assert said in error["message"] and "traceback" not in error["message"]
     assert error["code"] == status
+
+
+def test_a_nested_body_is_refused() -> None:
+    client = make_client(max_body_bytes=1_000_000)
+    response = run(client.post("/v1/completions", content=b'{"deep":' + b"[" * 100_000))
+    assert response.status_code == 400 and "nested" in response.json()["error"]["message"]
+
+
+def test_a_body_that_does_not_come_is_given_up() -> None:
+    """Reading counts: towards the time, and towards the requests that are being answered."""
+
+    async def drip() -> Any:
+        yield b"{"
+        await asyncio.sleep(9)
+
+    async def crowd() -> list[int]:
+        client = make_client(timeout_s=0.2)
+        found = await asyncio.gather(*(client.post("/v1/completions", content=drip()) for _ in range(3)))
+        return sorted(response.status_code for response in found)
+
+    assert run(crowd()) == [503, 504, 504]
 
 
 def test_too_many_requests_are_sent_away_and_a_slow_one_is_given_up() -> None:

@@ -55,7 +55,7 @@ def serve(tmp_path: Path, config: str, *overrides: str) -> Iterator[str]:
     finally:
         process.send_signal(signal.SIGINT)
         try:
-            process.wait(60)
+            process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
             pytest.fail(f"an interrupt did not end the server:\n{log.read_text(errors='replace')[-3000:]}")
@@ -145,6 +145,9 @@ def test_a_small_server_has_every_method(tmp_path: Path, hf_session: Session) ->
         address = base_url.removesuffix("/v1")
         assert httpx.post(f"{base_url}/completions", content=b"{torn", trust_env=False).status_code == 400
         assert httpx.get(f"{address}/nothing", trust_env=False).status_code == 404
+        # An answer that is still under way does not keep an interrupted server.
+        under_way = client.chat.completions.create(model="smollm2", messages=messages, max_tokens=900, stream=True)
+        assert next(iter(under_way)).choices
 
 
 @pytest.mark.slow
@@ -166,7 +169,22 @@ def test_vllms_server_with_a_method(tmp_path: Path, hf_session: Session) -> None
         refuse(client, "smollm2:guided", 400, "it may not be longer", extra_body={"negative": "Be rude. " * 40})
         refuse(client, "smollm2:guided", 400, "scale", extra_body={"method": {"scale": -1}, "negative": "x"})
         refuse(client, "smollm2", 400, "no method is asked for", extra_body={"negative": "x"})
+        refuse(client, "smollm2:guided", 400, "scale", extra_body={"method": {"scale": 1e39}, "negative": "x"})
+        refuse(client, "smollm2:guided", 400, "token ids are from 0 to", extra_body={"negative": [999_999]})
+        refuse(client, "smollm2:guided", 400, "read whole", extra_body=more | {"truncate_prompt_tokens": 5})
+        refuse(client, "smollm2", 400, "set by the server", extra_body={"vllm_xargs": {"contrast_pad": 20}})
+        for path in ("responses", "messages", "chat/completions/batch"):
+            body = {"model": "smollm2:guided", "messages": messages, "input": QUESTION, "max_tokens": 4}
+            response = httpx.post(f"{base_url}/{path}", json=body, trust_env=False)
+            assert response.status_code == 400 and "takes no method" in response.text
+        parts: Any = [{"role": "user", "content": [{"type": "text", "text": QUESTION}]}]
+        found = client.chat.completions.create(
+            model="smollm2:guided", messages=parts, max_tokens=NEW, temperature=0, extra_body=more
+        )
+        assert found.choices[0].message.content == guided
         assert ask(client, "smollm2") == plain
+        under_way = client.chat.completions.create(model="smollm2", messages=messages, max_tokens=400, stream=True)
+        assert next(iter(under_way)).choices
 
 
 def test_what_is_loaded_is_never_a_requests_choice() -> None:

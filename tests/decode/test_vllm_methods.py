@@ -66,6 +66,7 @@ def test_answers_are_those_of_transformers(folder: Path) -> None:
         assert "e" not in text and reason == "stop"
         assert "another method" in found[name]["lacking"]
     assert "two adapters" in found["pos_neg"]["refused"]
+    assert found["guided"]["padded"] == [], "what a padded request leaves in the prefix cache is nobody else's"
 
 
 def test_other_kinds_of_models_answer_as_on_transformers(folder: Path) -> None:
@@ -111,6 +112,7 @@ def test_a_plain_vllm_server_takes_the_method_in_its_requests(guided_server: str
     assert read(vllm_xargs={"contrast_scale": 4.0, "contrast_negative": negative}) == wanted["stronger"]
     for bad, said in (
         ({"contrast_scale": -1.0}, "scale"),
+        ({"contrast_scale": 1e39}, "scale"),
         ({"contrast_strength": 1.0}, "guided takes contrast, contrast_scale"),
         ({"contrast_negative": "words"}, "token ids"),
         ({"contrast": 2}, "give 1 or 0"),
@@ -119,4 +121,7 @@ def test_a_plain_vllm_server_takes_the_method_in_its_requests(guided_server: str
         assert response.status_code == 400 and said in response.text, response.text
     for unreadable in ([10**6], [5] * 300):  # known only where the model is: no token, and the server goes on
         assert read(vllm_xargs={"contrast_negative": unreadable}) == ""
+    for forbids in ({"min_tokens": 3}, {"allowed_token_ids": [100, 200]}, {"bad_words": ["the"], "ignore_eos": True}):
+        response = post(vllm_xargs={"contrast_negative": [10**6]}, return_token_ids=True, **forbids)
+        assert set(response.json()["choices"][0]["token_ids"]) == {tokenizer.eos_token_id}, response.text
     assert read() == wanted["plain"]
