@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRA ?= cpu
+# Tests run side by side; a file's tests share what is slow to start.
+WORKERS ?= 2
 STAMP := $(VENV)/.set-up-$(EXTRA)
 
 # torch's CPU build comes from the wheel folder that PIP_FIND_LINKS names, else from PyTorch's own index.
@@ -21,7 +23,7 @@ demo: setup
 	$(BIN)/counterfoil run quickstart
 
 test: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 fast: setup lint
 	$(BIN)/python -m pytest -m "not slow"

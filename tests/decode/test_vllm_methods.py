@@ -47,7 +47,7 @@ def run(part: str, folder: Path) -> dict[str, Any]:
     script = Path(__file__).parent / "contrast_in_vllm.py"
     command = [sys.executable, str(script), part, str(folder)]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, env=env)
     lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND")]
     assert lines, done.stderr[-3000:]
     return json.loads(lines[0].removeprefix("FOUND"))
