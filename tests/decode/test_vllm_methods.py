@@ -66,7 +66,8 @@ def test_answers_are_those_of_transformers(folder: Path) -> None:
         assert "e" not in text and reason == "stop"
         assert "another method" in found[name]["lacking"]
     assert "two adapters" in found["pos_neg"]["refused"]
-    assert found["guided"]["padded"] == [], "what a padded request leaves in the prefix cache is nobody else's"
+    padded = found["guided"]["padded"]  # what a padded request leaves in the prefix cache is nobody else's
+    assert padded["different"] == [] and padded["answers"] >= 5
 
 
 def test_other_kinds_of_models_answer_as_on_transformers(folder: Path) -> None:
