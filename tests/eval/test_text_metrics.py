@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from counterfoil.errors import InputError
+from counterfoil.errors import ConfigError, InputError
 from decode.engine import Sampling
 from decode.engines.hf import Hf
 from decode.generate import Generate
 from decode.loaded import Loaded
+from decode.methods.decoupled import Decoupled
 from eval.continuations import Continuations
 from eval.mauve import area, mauve
 from eval.prefixes import Prefixes, join_words
@@ -155,6 +156,11 @@ def test_beams_are_refused_where_they_make_no_sense(tmp_path: Path) -> None:
     prompts.write_text('{"prompt": "a"}\n')
     with pytest.raises(Exception, match="beams"):
         Generate(prompts=prompts, sampling=Sampling(num_beams=2)).check()
+    with pytest.raises(ConfigError, match="beam search with a temperature"):
+        Generate(prompts=prompts, engine=Hf(), sampling=Sampling(num_beams=2, temperature=1.0)).check()
+    with pytest.raises(ConfigError, match="an adapter beside"):
+        method = Decoupled(positive=str(tmp_path), negative=str(tmp_path))
+        Generate(prompts=prompts, engine=Hf(), adapter=tmp_path, method=method).check()
     from decode.engine import Request
 
     wrong = Request("a", "b", Sampling(num_beams=2, temperature=1.0))
