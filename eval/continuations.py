@@ -245,10 +245,10 @@ class Continuations(Job):
     def _interval(self, key: str, column: Floats, *, difference: bool = False) -> dict[str, float | None]:
         """Return the figure, the first of a column, and the percentiles of the resamples', or null for none.
 
-        A resample of MAUVE holds some texts twice and others not at all, so that its two histograms share less than those of
-        all texts: its resamples lie too low as a whole, and are moved up to have the figure as their mean. The buckets are not
-        resampled: of 145 or 500 Gaussian texts, intervals at 0.95 held what fresh ones have on average in 97 to 100 of 100 cases
-        where that is above 0.8, and in 80 to 87 where it is below 0.5; of differences, in 91 to 100.
+        A resample of MAUVE holds some texts twice and others not at all, so that its two histograms share less than those
+        of all texts: its resamples lie too low as a whole, and are moved up to have the figure as their mean. The buckets
+        are not resampled: of 145 or 500 Gaussian texts, intervals at 0.95 held what fresh ones have on average in 97 to 100
+        of 100 cases where that is above 0.8, and in 80 to 87 where it is below 0.5; of differences, in 91 to 100.
         """
         resamples = column[1:]
         if key == "MAUVE":
