@@ -16,7 +16,7 @@ from counterfoil.models import find_model
 from decode.chat import check_vocabularies, load_tokenizer
 from decode.method import Method
 
-__all__ = ["Loaded", "count_positions", "find_second"]
+__all__ = ["Loaded", "find_second", "limit_length"]
 
 
 class Loaded:
@@ -139,12 +139,13 @@ def find_second(name: str) -> Path:
         ) from error
 
 
-def count_positions(folder: Path) -> int | None:
-    """Return how many tokens a model's folder says that it reads, or None where it says nothing."""
+def limit_length(limit: int, *folders: Path) -> int:
+    """Return `limit`, or fewer tokens where the models in these folders have fewer positions."""
     from transformers import AutoConfig
 
-    config: Any = AutoConfig.from_pretrained(folder)
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    auto: Any = AutoConfig
+    known = [getattr(auto.from_pretrained(path).get_text_config(), "max_position_embeddings", None) for path in folders]
+    return min(limit, *(count for count in known if count is not None))
 
 
 def _choose_device(wanted: str) -> str:

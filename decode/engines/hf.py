@@ -21,7 +21,7 @@ from counterfoil.records import Completion, content_id
 from decode.chat import check_vocabularies, encode_prompt
 from decode.engine import Content, Engine, Given, GivenLogprobs, Request, Result, Sampling, Session
 from decode.given import score
-from decode.loaded import Loaded, count_positions, find_second
+from decode.loaded import Loaded, find_second, limit_length
 from decode.method import Method
 
 __all__ = ["Hf"]
@@ -55,8 +55,8 @@ class Hf(Engine):
         folder = find_model(model)
         for second in seconds:
             check_vocabularies(folder, second)
-        known = [count for count in map(count_positions, (folder, *seconds)) if count is not None]
-        session = HfSession(self.model_copy(update={"max_model_len": min(self.max_model_len, *known)}), folder)
+        limit = limit_length(self.max_model_len, folder, *seconds)
+        session = HfSession(self.model_copy(update={"max_model_len": limit}), folder)
         if seconds:
             session.model_id = content_id(session.model_id, *map(fingerprint_model, seconds))
         return session

@@ -10,7 +10,7 @@ import transformers
 
 from decode.engine import Given, GivenLogprobs, Request, Sampling
 from decode.engines.hf import Hf
-from decode.loaded import count_positions
+from decode.loaded import limit_length
 from decode.methods.contrastive import Contrastive
 from decode.methods.guided import Guided
 
@@ -62,7 +62,7 @@ def test_no_row_is_longer_than_the_models_have_positions(tiny_model: Path, tmp_p
     )
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    assert count_positions(tmp_path) == 24
+    assert limit_length(512, tiny_model, tmp_path) == 24 and limit_length(8, tmp_path) == 8
     with Hf(packed=False, max_model_len=512).open(str(tmp_path)) as session:
         short, long = tuple(range(10, 30)), tuple(range(10, 40))
         sampling = Sampling(max_new_tokens=100)
