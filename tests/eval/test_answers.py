@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from counterfoil.errors import InputError
+from counterfoil.errors import ConfigError, InputError
 from counterfoil.records import Completion, Prompt
 from decode.engine import Sampling
 from decode.engines.scripted import Scripted
@@ -53,6 +53,11 @@ def test_an_answer_is_compared_as_squad_does() -> None:
     assert judge("lyon", ["Paris", "Lyon"])[0] == 1
     assert judge("", "paris")[0] == 0 and judge("x", "the")[0] == 0
     assert judge("Rome, not Paris", "Rome", original="Paris") == (1, {"original": True})
+    for nothing in ("A", "the", "!!!", ""):
+        assert judge("", nothing)[0] == judge("", nothing, within=False)[0] == 0, nothing
+    assert judge("(A)", "A")[0] == judge("35", "3.5", within=False)[0] == 1
+    for said, wanted in (("北京。", "北京"), ("“Paris”", "Paris"), ("Straße", "STRASSE"), ("Sa\u0303o", "São")):
+        assert judge(said, wanted, within=False)[0] == 1, said
     for wrong in (None, [], 3, [""] * 0, [1]):
         with pytest.raises(InputError, match=r"reference\.answer"):
             judge("x", wrong)
@@ -124,6 +129,23 @@ def test_parts_of_one_name_are_refused(tmp_path: Path) -> None:
     moved = prompts.rename(tmp_path / "moved.jsonl")
     seeds = tuple(decode(moved, tmp_path / f"seed_{seed}", "a", seed=seed) for seed in (3, 4))
     check_parts((one, weak, *seeds))
+
+
+def test_prompts_that_not_all_answered_are_kept_with_the_reason(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": text, "reference": {"answer": "yes"}}) + "\n" for text in "abc"))
+    whole, part = (decode(prompts, tmp_path / name, "yes") for name in ("whole", "part"))
+    path = part / "completions.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    done = Answers(prompts=prompts, parts=(whole, part)).run()
+    (row,) = map(json.loads, done.path("dropped.jsonl").read_text().splitlines())
+    assert (row["stage"], row["reason"], row["detail"]) == ("compare", "not in all parts", "part")
+    assert done.manifest["counts"]["kept"] == 2
+
+
+def test_more_other_answers_than_there_are_is_refused() -> None:
+    with pytest.raises(ConfigError, match="per_fact: 40"):
+        Conflicts(engine=Scripted(), per_fact=40).check()
 
 
 def test_a_model_that_knows_nothing_is_said_to() -> None:
