@@ -252,7 +252,7 @@ class CounterfoilLM(TemplateLM):
 
     def _refuse_length(self, given: str, *, over: int) -> NoReturn:
         do = (
-            f"Raise it by {over}, where the model has as many positions, or ask for less (--gen_kwargs max_gen_toks=N)."
+            f"Raise it by {over}, where the model has as many positions, or take what asks for less."
         )
         raise ConfigError(f"engine.max_model_len: {self._limit}", given=given, allowed=f"{over} tokens fewer", do=do)
 
