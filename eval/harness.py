@@ -251,9 +251,7 @@ class CounterfoilLM(TemplateLM):
         return tuple((self.tok_encode(rest) or [self.prefix_token_id])[-room:])
 
     def _refuse_length(self, given: str, *, over: int) -> NoReturn:
-        do = (
-            f"Raise it by {over}, where the model has as many positions, or take what asks for less."
-        )
+        do = f"Raise it by {over}, where the model has as many positions, or take what asks for less."
         raise ConfigError(f"engine.max_model_len: {self._limit}", given=given, allowed=f"{over} tokens fewer", do=do)
 
     def _warn_cut(self, number: int, total: int) -> None:
