@@ -3,8 +3,10 @@
 It has the strong model's tokenizer, so that it can be the amateur of contrastive decoding, or the weak side of weak-to-strong
 training, where a family has no small sibling. Source: leaving out layers between the first and the last, then training a
 little, Gromov et al. 2024 (arXiv 2403.17887). Difference: everything but the embeddings is trained, not a LoRA adapter.
+Settings of the config that have an entry for each layer are cut with them.
 """
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -16,12 +18,14 @@ from align.training import find_checkpoint, read_step, save_whole, silence, watc
 from counterfoil.errors import InputError
 from counterfoil.job import InputPath, Job, Run
 from counterfoil.models import find_model, fingerprint_model
-from eval.prefixes import join_words, read_paragraphs
+from eval.prefixes import read_paragraphs
 
 __all__ = ["Cut"]
 
 HELD_OUT = 0.1
 """Share of the text, at its end, that is not trained on but measured."""
+CLOSE = 1e-5
+"""Of the largest logit: what rounding may part two models of the same layers by."""
 
 
 class Cut(Job):
@@ -58,7 +62,7 @@ class Cut(Job):
         rows = self._read_rows(tokenizer)
         at = len(rows) - max(1, int(len(rows) * HELD_OUT))
         run.counts |= {"read": len(rows), "kept": at}
-        model, size = self._cut(folder)
+        model, size = self._cut(folder, rows[0])
         trainer = self._build(run, model, rows[:at], rows[at:])
         run.figures["perplexity_cut"] = _perplexity(trainer)
         checkpoint = find_checkpoint(run.folder / "checkpoints")
@@ -71,15 +75,18 @@ class Cut(Job):
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
 
     def _read_rows(self, tokenizer: Any) -> list[list[int]]:
-        text = "\n\n".join(map(join_words, read_paragraphs(self.corpus)))
+        """Return the text in rows of one length, each with the token that the tokenizer begins a text with, if any."""
+        text = "\n\n".join(paragraph.text for paragraph in read_paragraphs(self.corpus))
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-        rows = [ids[at : at + self.row_tokens] for at in range(0, len(ids) - self.row_tokens + 1, self.row_tokens)]
+        first = [token for token in tokenizer.encode("x")[:1] if token == tokenizer.bos_token_id]
+        length = self.row_tokens - len(first)
+        rows = [first + ids[at : at + length] for at in range(0, len(ids) - length + 1, length)]
         if len(rows) < 2:
             allowed = f"a text of at least {2 * self.row_tokens} tokens"
             raise InputError(f"corpus: {self.corpus}", given=f"{len(ids)} tokens", allowed=allowed, do="Give more.")
         return rows
 
-    def _cut(self, folder: Path) -> tuple[Any, int]:
+    def _cut(self, folder: Path, row: list[int]) -> tuple[Any, int]:
         """Return the model with the layers that stay, and how many parameters the whole one has."""
         import torch
         from transformers import AutoModelForCausalLM
@@ -101,15 +108,13 @@ class Cut(Job):
         first = -(-self.layers // 2)
         kept = [*range(first), *range(number - self.layers + first, number)]
         setattr(parent, name, torch.nn.ModuleList([layers[at] for at in kept]))
-        for at, layer in enumerate(getattr(parent, name)):
-            for module in layer.modules():
-                if hasattr(module, "layer_idx"):
-                    module.layer_idx = at
         config.num_hidden_layers = self.layers
-        if getattr(config, "layer_types", None):
-            config.layer_types = [config.layer_types[at] for at in kept]
-        model.get_input_embeddings().requires_grad_(False)
-        return model, size
+        for key, value in list(vars(config).items()):
+            if isinstance(value, list | tuple) and len(value) == number and not key.endswith("token_id"):
+                setattr(config, key, [value[at] for at in kept])  # one entry a layer: layer_types, no_rope_layers ...
+        fresh = _build_anew(model, torch.tensor([row]))
+        fresh.get_input_embeddings().requires_grad_(False)
+        return fresh, size
 
     def _build(self, run: Run, model: Any, rows: list[list[int]], held_out: list[list[int]]) -> Any:
         import torch
@@ -145,6 +150,34 @@ class Cut(Job):
         )
         trainer.remove_callback(PrinterCallback)
         return trainer
+
+
+def _build_anew(cut: Any, ids: Any) -> Any:
+    """Build what the config of a cut model describes, with its weights: what is trained is then what will be loaded.
+
+    Raises InputError where that is another model: a setting that counts layers, and is no list with an entry for each.
+    """
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        config = type(cut.config).from_dict(json.loads(cut.config.to_json_string()))
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.load_state_dict(cut.state_dict())
+        with torch.inference_mode():
+            wanted, found = (each.eval()(input_ids=ids, use_cache=False).logits for each in (cut, model))
+        apart = float((wanted - found).abs().max() / wanted.abs().max())
+        if apart > CLOSE:
+            raise ValueError(f"its logits are others, by {apart:.1e} of the largest")
+    except (ValueError, TypeError, LookupError, RuntimeError, StrictDataclassError) as error:
+        given = f"a {cut.config.model_type} model that its config does not describe without the middle layers ({error})"
+        allowed = "a model whose config says of each layer what it is"
+        raise InputError(
+            "layers", given=" ".join(given.split())[:300], allowed=allowed, do="Take another model."
+        ) from error
+    model.generation_config = cut.generation_config
+    return model
 
 
 def _count(model: Any) -> int:

@@ -193,17 +193,18 @@ class Generate(Job):
     def check(self) -> None:
         """Compare what is needed with what the engine gives."""
         sampling, needs = self.sampling, {"chat" if self.chat else "text", "n"}
-        asked = {"adapters": self.adapter, "stop": sampling.stop, "beams": sampling.num_beams > 1}
-        needs |= {need for need, there in asked.items() if there}
+        also = {"adapters": self.adapter, "stop": sampling.stop, "beams": sampling.num_beams > 1}
+        needs |= {need for need, there in also.items() if there}
         require(self.engine, needs | (self.method.needs if self.method else set()), where="engine")
+        two_prompts = self.method is not None and "two_prompts" in self.method.needs  # a row that lacks one fails alone
+        adapter = str(self.adapter) if self.adapter else None
+        asked = Request("", "", sampling, adapter, self.method, "" if two_prompts else None)
+        if fault := asked.find_fault(self.engine.gives):
+            allowed = "a method with all that it needs, and a sampling that it has a use for"
+            do = "Change the method's fields, the sampling or the adapter."
+            raise ConfigError("method" if self.method else "sampling", given=fault, allowed=allowed, do=do)
         if self.method is None:
             return
-        has_negative = "two_prompts" in self.method.needs  # a row that has none fails alone
-        if fault := self.method.find_fault(temperature=sampling.temperature, n=sampling.n, has_negative=has_negative):
-            allowed = "a method with all that it needs, and a sampling that it has a use for"
-            raise ConfigError("method", given=fault, allowed=allowed, do="Change the method's fields or the sampling.")
-        if self.adapter and self.method.adapters:
-            raise ConfigError("adapter", given=str(self.adapter), allowed="the method's own two", do="Leave it out.")
         for key, folder in self.method.adapters.items():
             if not (Path(folder) / "adapter_config.json").is_file():
                 allowed = "the folder of a PEFT adapter, with adapter_config.json"

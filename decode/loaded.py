@@ -16,14 +16,19 @@ from counterfoil.models import find_model
 from decode.chat import check_vocabularies, load_tokenizer
 from decode.method import Method
 
-__all__ = ["Loaded", "find_second"]
+__all__ = ["Loaded", "find_second", "limit_length"]
 
 
 class Loaded:
-    """A model in memory; `device` and `dtype` may be auto: a GPU and bfloat16 where there is one, else float32."""
+    """A model in memory; `device` and `dtype` may be auto: a GPU and bfloat16 where there is one, else float32.
+
+    Of its generation_config.json only the tokens that end an answer are kept, in `eos_ids`: `generate` fills what it is not
+    told from there (a repetition penalty, say, or an end where given text must go on), and we do only what is asked for.
+    """
 
     def __init__(self, folder: Path, *, device: str, dtype: str, packed: bool) -> None:
         import torch
+        from transformers import GenerationConfig
         from transformers.utils import logging
 
         logging.disable_progress_bar()
@@ -35,6 +40,7 @@ class Loaded:
         self.model: Any = self._load(folder)
         self.tokenizer = load_tokenizer(str(folder))
         self.eos_ids = _find_eos_ids(self.model, self.tokenizer)
+        self.model.generation_config = GenerationConfig()
         self._seconds: dict[str, Any] = {}
         self._adapters: dict[str, str] = {}
 
@@ -113,10 +119,13 @@ class Loaded:
 
     def _load_second(self, name: str) -> Any:
         """Load the second model of a method once. Raises EngineError where its tokens are others."""
+        from transformers import GenerationConfig
+
         if name not in self._seconds:
             folder = find_second(name)
             check_vocabularies(self._folder, folder)
             self._seconds[name] = self._load(folder)
+            self._seconds[name].generation_config = GenerationConfig()
         return self._seconds[name]
 
 
@@ -128,6 +137,15 @@ def find_second(name: str) -> Path:
         raise InputError(
             f"method: second {error.where}", given=error.given, allowed=error.allowed, do=error.do
         ) from error
+
+
+def limit_length(limit: int, *folders: Path) -> int:
+    """Return `limit`, or fewer tokens where the models in these folders have fewer positions."""
+    from transformers import AutoConfig
+
+    auto: Any = AutoConfig
+    known = [getattr(auto.from_pretrained(path).get_text_config(), "max_position_embeddings", None) for path in folders]
+    return min(limit, *(count for count in known if count is not None))
 
 
 def _choose_device(wanted: str) -> str:

@@ -79,6 +79,9 @@ class Answers(Job):
         if not ids:
             raise InputError("parts", given="no prompt that all answered", allowed="runs on `prompts`", do="Check.")
         run.counts["kept"] = len(ids)
+        for key in sorted({item.id for item in prompts.values()} - set(ids)):
+            missing = [name for name, parts in scores.items() if any(key not in found for found in parts)]
+            run.drop(Dropped(id=key, stage="compare", reason="not in all parts", detail=", ".join(missing)))
         groups = self._group(ids, prompts)
         columns = {name: _average(parts, groups) for name, parts in scores.items()}
         summary = self._summarise(columns, {name: _average(parts, groups) for name, parts in details.items()})

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from counterfoil.errors import InputError
+from counterfoil.errors import ConfigError, InputError
 from counterfoil.job import Job, Run
 from counterfoil.records import Dropped, Prompt
 from decode.engine import Engine, Request, Sampling, require
@@ -41,8 +41,12 @@ class Conflicts(Job):
     """Of the choice of other answers."""
 
     def check(self) -> None:
-        """Compare what is needed with what the engine gives."""
+        """Compare what is needed with what the engine gives, and `per_fact` with the answers that there are."""
         require(self.engine, {"chat"}, where="engine")
+        most = min(len(set(relation.facts.values())) for relation in RELATIONS.values()) - 1
+        if self.per_fact > most:
+            allowed = f"at most {most}: so many other answers has every relation"
+            raise ConfigError("per_fact", given=str(self.per_fact), allowed=allowed, do="Lower it.")
 
     def work(self, run: Run) -> None:
         """Write prompts.jsonl: `prompt` with the context, `negative` without, `reference` with `answer` and `original`."""

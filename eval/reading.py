@@ -40,12 +40,12 @@ class Reading:
         return cls(**json.loads(text))
 
 
-def read_text(loaded: Loaded, prefix: str, text: str, *, max_tokens: int) -> Reading:
-    """Read a text, cut to `max_tokens`, after its prefix."""
+def read_text(loaded: Loaded, prefix: str, text: str) -> Reading:
+    """Read a text after its prefix."""
     import torch
 
     before = encode_prompt(loaded.tokenizer, prefix) or [loaded.eos_ids[0]]
-    after = encode_text(loaded.tokenizer, text)[:max_tokens]
+    after = encode_text(loaded.tokenizer, text)
     ids_1T = torch.tensor([before + after], device=loaded.device)
     with torch.inference_mode():
         result = loaded.model(input_ids=ids_1T, output_hidden_states=True)

@@ -45,13 +45,13 @@ def diversity(texts: Sequence[str], *, compat: bool = False) -> float:
 
 
 def resample_repetition(counts: np.ndarray, picks: np.ndarray) -> dict[str, Any]:
-    """Return rep-n and diversity of resampled texts.
+    """Return rep-n and diversity of resampled texts, as `repetition` and `diversity` would.
 
     `counts` (texts, orders, 2) has distinct and all n-grams, `picks` (resamples, texts) which texts are drawn.
     """
     import numpy as np
 
     sums = counts[picks].sum(1)
-    share = sums[..., 0] / np.maximum(sums[..., 1], 1)
+    share = np.where(sums[..., 1] > 0, sums[..., 0] / np.maximum(sums[..., 1], 1), 1.0)  # no n-gram, none repeated
     found: dict[str, Any] = {f"rep-{n}": 100 * (1 - share[:, at]) for at, n in enumerate(ORDERS)}
     return found | {"diversity": share.prod(-1)}

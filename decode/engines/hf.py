@@ -21,7 +21,7 @@ from counterfoil.records import Completion, content_id
 from decode.chat import check_vocabularies, encode_prompt
 from decode.engine import Content, Engine, Given, GivenLogprobs, Request, Result, Sampling, Session
 from decode.given import score
-from decode.loaded import Loaded, find_second
+from decode.loaded import Loaded, find_second, limit_length
 from decode.method import Method
 
 __all__ = ["Hf"]
@@ -40,7 +40,7 @@ class Hf(Engine):
     batch_size: int = Field(default=16, ge=1)
     """Rows computed at a time."""
     max_model_len: int = Field(default=2048, ge=16)
-    """Tokens of prompt and answer together."""
+    """Tokens of prompt and answer together; never more than the models have positions."""
     packed: bool = True
     """On a CPU in float32, hold linear layers' weights a second time, as passes over few rows read them fastest."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -55,7 +55,8 @@ class Hf(Engine):
         folder = find_model(model)
         for second in seconds:
             check_vocabularies(folder, second)
-        session = HfSession(self, folder)
+        limit = limit_length(self.max_model_len, folder, *seconds)
+        session = HfSession(self.model_copy(update={"max_model_len": limit}), folder)
         if seconds:
             session.model_id = content_id(session.model_id, *map(fingerprint_model, seconds))
         return session

@@ -1,10 +1,13 @@
 """Whether an answer is the one wanted: SQuAD's exact match on its first line, or its words found there.
 
-Source: Rajpurkar et al. 2016 (arXiv 1606.05250), section 6.1: case, punctuation, articles and spacing do not count.
+Source: Rajpurkar et al. 2016 (arXiv 1606.05250), section 6.1: case, punctuation, articles and spacing do not count, so that
+`35` matches `3.5`. Differences: punctuation is that of all scripts, letters are compared by what they stand for (NFKC), and a
+text of articles alone keeps them.
 """
 
 import re
 import string
+import unicodedata
 from collections.abc import Sequence
 
 from counterfoil.errors import InputError
@@ -13,13 +16,12 @@ from eval.scorer import Scorer
 
 __all__ = ["ExactAnswer", "normalise"]
 
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
 
 def normalise(text: str) -> str:
-    """Return lower-case words without punctuation and articles."""
-    plain = text.lower().translate(_PUNCTUATION)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
+    """Return case-folded words without punctuation, and without articles unless there is nothing else."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    plain = "".join(mark for mark in folded if mark not in string.punctuation and unicodedata.category(mark)[0] != "P")
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split()) or " ".join(plain.split())
 
 
 class ExactAnswer(Scorer):
@@ -48,4 +50,6 @@ class ExactAnswer(Scorer):
 
     def _fits(self, line: str, answer: str) -> bool:
         said, wanted = normalise(line), normalise(answer)
-        return f" {wanted} " in f" {said} " if self.within and wanted else said == wanted
+        if not wanted:  # nothing but punctuation, which no text says
+            return False
+        return f" {wanted} " in f" {said} " if self.within else said == wanted

@@ -19,6 +19,9 @@ SHAPES: dict[str, tuple[Any, str]] = {
     "gemma3_text": (LIBRARY.Gemma3TextConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=5, head_dim=16,
                                              num_attention_heads=2, num_key_value_heads=1, sliding_window=8),
                     "model.layers.{}.mlp.up_proj.weight"),
+    "smollm3": (LIBRARY.SmolLM3Config(hidden_size=32, intermediate_size=64, num_hidden_layers=5, num_attention_heads=2,
+                                      num_key_value_heads=1, no_rope_layers=[1, 1, 0, 1, 0]),
+                "model.layers.{}.mlp.up_proj.weight"),
     "gpt2": (LIBRARY.GPT2Config(n_embd=32, n_layer=5, n_head=2), "transformer.h.{}.mlp.c_fc.weight"),
 }  # fmt: skip
 
@@ -68,6 +71,7 @@ def test_the_first_and_the_last_layers_stay_and_learn(
     model = LIBRARY.AutoModelForCausalLM.from_pretrained(done.folder / "model")
     assert model.config.num_hidden_layers == 3
     assert len(getattr(model.config, "layer_types", None) or [0] * 3) == 3
+    assert getattr(model.config, "no_rope_layers", [1, 1, 0]) == [1, 1, 0]
     ids = torch.arange(5, 25)[None]
     grown = model.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=2)
     again = ids
@@ -113,3 +117,46 @@ def test_what_cannot_be_cut_is_refused(corpus: Path, tiny_model: Path, tmp_path:
     (tmp_path / "short.txt").write_text("Too short.")
     with pytest.raises(InputError, match="a text of at least 64 tokens"):
         make_job(tmp_path / "short.txt", tiny_model).run(tmp_path / "b", quiet=True)
+    (tmp_path / "latin.txt").write_bytes("Öl".encode("latin-1"))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/file").write_text("x")
+    for name in ("latin.txt", "folder"):
+        with pytest.raises(InputError, match="a text file in UTF-8"):
+            make_job(tmp_path / name, tiny_model).run(tmp_path / f"run_{name}", quiet=True)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LIBRARY.GPT2Config(n_embd=32, n_layer=5, n_head=2, scale_attn_by_inverse_layer_idx=True, initializer_range=0.3),
+        LIBRARY.Qwen3MoeConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=5, num_attention_heads=2, num_key_value_heads=1,
+            mlp_only_layers=[4], num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=16,
+        ),
+    ],
+    ids=["gpt2", "qwen3_moe"],
+)  # fmt: skip
+def test_a_model_that_its_cut_config_does_not_describe_is_refused(
+    config: Any, corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings that count layers otherwise than by a list of all: by a layer's number, by a list of numbers."""
+    monkeypatch.setitem(SHAPES, "counting", (config, ""))
+    source = make_model(tmp_path / "whole", "counting", tiny_model)
+    with pytest.raises(InputError, match="config does not describe"):
+        make_job(corpus, source).run(tmp_path / "run", quiet=True)
+
+
+def test_rows_begin_as_the_tokenizer_begins_a_text(corpus: Path, tiny_model: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = LIBRARY.AutoTokenizer.from_pretrained(tiny_model)
+    job = make_job(corpus, tiny_model)
+    plain = job._read_rows(tokenizer)
+    first = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{first} $A", pair=f"{first} $A $B", special_tokens=[(first, tokenizer.bos_token_id)]
+    )
+    begun = job._read_rows(tokenizer)
+    assert {len(row) for row in plain + begun} == {job.row_tokens}
+    assert {row[0] for row in begun} == {tokenizer.bos_token_id} != {row[0] for row in plain}
+    assert [token for row in begun for token in row[1:]][:90] == [token for row in plain for token in row][:90]

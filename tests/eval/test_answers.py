@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
-from counterfoil.errors import InputError
+from counterfoil.errors import ConfigError, InputError
 from counterfoil.records import Completion, Prompt
+from decode.engine import Sampling
 from decode.engines.scripted import Scripted
 from decode.generate import Generate
 from eval.answers import Answers
 from eval.conflicts import Conflicts
 from eval.facts import RELATIONS
-from eval.parts import name_method
+from eval.parts import check_parts, name_method
 from eval.scorers.exact_answer import ExactAnswer, normalise
 
 
@@ -31,6 +32,17 @@ def judge(text: str, wanted: Any, *, original: str | None = None, **fields: Any)
     return score.value, score.detail
 
 
+def decode(prompts: Path, folder: Path, *replies: str, **sampling: Any) -> Path:
+    engine = Scripted(replies=replies)
+    return Generate(prompts=prompts, engine=engine, sampling=Sampling(**sampling)).run(folder, quiet=True).folder
+
+
+def rewrite(part: Path, **changes: Any) -> None:
+    path = part / "completions.jsonl"
+    rows = [json.loads(line) | changes for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def test_an_answer_is_compared_as_squad_does() -> None:
     assert normalise("  The  Eiffel-Tower, (an) old. ") == "eiffeltower old"
     assert judge("The capital is Paris.", "paris")[0] == 1
@@ -41,6 +53,11 @@ def test_an_answer_is_compared_as_squad_does() -> None:
     assert judge("lyon", ["Paris", "Lyon"])[0] == 1
     assert judge("", "paris")[0] == 0 and judge("x", "the")[0] == 0
     assert judge("Rome, not Paris", "Rome", original="Paris") == (1, {"original": True})
+    for nothing in ("A", "the", "!!!", ""):
+        assert judge("", nothing)[0] == judge("", nothing, within=False)[0] == 0, nothing
+    assert judge("(A)", "A")[0] == judge("35", "3.5", within=False)[0] == 1
+    for said, wanted in (("北京。", "北京"), ("“Paris”", "Paris"), ("Straße", "STRASSE"), ("Sa\u0303o", "São")):
+        assert judge(said, wanted, within=False)[0] == 1, said
     for wrong in (None, [], 3, [""] * 0, [1]):
         with pytest.raises(InputError, match=r"reference\.answer"):
             judge("x", wrong)
@@ -68,16 +85,13 @@ def test_what_is_known_is_contradicted_and_answers_are_compared(tmp_path: Path) 
         wanted, original = row["reference"]["answer"], row["reference"]["original"]
         assert wanted != original and wanted in row["prompt"] and original not in row["prompt"]
         assert row["prompt"].endswith(row["negative"]) and wanted not in row["negative"]
-    engines = {
-        "follows": Scripted(replies=("{prompt}",)),  # its first line is the context
-        "never": Scripted(replies=("nothing",)),
-        "some_0": Scripted(replies=("{prompt}",)),
-        "some_1": Scripted(replies=("Paris",)),
-    }
-    parts: list[Path] = []
-    for name, engine in engines.items():
-        answered = Generate(prompts=prompts, engine=engine).run()
-        parts.append(answered.folder.rename(tmp_path / name))
+    parts = [
+        decode(prompts, tmp_path / "follows", "{prompt}"),  # its first line is the context
+        decode(prompts, tmp_path / "never", "nothing"),
+        decode(prompts, tmp_path / "some_0", "{prompt}"),
+        decode(prompts, tmp_path / "some_1", "{prompt}", seed=1),
+    ]
+    rewrite(parts[-1], text="Paris")
     result = Answers(prompts=prompts, parts=tuple(parts), baseline="never").run()
     alone = (result.folder / "summary.json").read_text()
     methods = json.loads(alone)["methods"]
@@ -100,6 +114,38 @@ def test_what_is_known_is_contradicted_and_answers_are_compared(tmp_path: Path) 
 def test_seeds_of_a_method_share_its_name() -> None:
     assert name_method(Path("a/nucleus_12")) == "nucleus"
     assert name_method(Path("a/k4")) == "k4"
+
+
+def test_parts_of_one_name_are_refused(tmp_path: Path) -> None:
+    """The same name twice; and seeds that differ in more than their seed, which is named."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a"}\n')
+    one, two = (decode(prompts, tmp_path / side / "same", reply) for side, reply in (("x", "yes"), ("y", "no")))
+    with pytest.raises(InputError, match="a second part 'same'"):
+        check_parts((one, two))
+    weak, strong = (decode(prompts, tmp_path / f"limit_{size}", "a b c", max_new_tokens=size) for size in (1, 2))
+    with pytest.raises(InputError, match=r"sampling\.max_new_tokens is 2, and 1 in limit_1(.|\n)*Rename"):
+        check_parts((weak, one, strong))
+    moved = prompts.rename(tmp_path / "moved.jsonl")
+    seeds = tuple(decode(moved, tmp_path / f"seed_{seed}", "a", seed=seed) for seed in (3, 4))
+    check_parts((one, weak, *seeds))
+
+
+def test_prompts_that_not_all_answered_are_kept_with_the_reason(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": text, "reference": {"answer": "yes"}}) + "\n" for text in "abc"))
+    whole, part = (decode(prompts, tmp_path / name, "yes") for name in ("whole", "part"))
+    path = part / "completions.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    done = Answers(prompts=prompts, parts=(whole, part)).run()
+    (row,) = map(json.loads, done.path("dropped.jsonl").read_text().splitlines())
+    assert (row["stage"], row["reason"], row["detail"]) == ("compare", "not in all parts", "part")
+    assert done.manifest["counts"]["kept"] == 2
+
+
+def test_more_other_answers_than_there_are_is_refused() -> None:
+    with pytest.raises(ConfigError, match="per_fact: 40"):
+        Conflicts(engine=Scripted(), per_fact=40).check()
 
 
 def test_a_model_that_knows_nothing_is_said_to() -> None:
