@@ -84,6 +84,7 @@ class HfSession(Session):
         self._tokenizer = self._loaded.tokenizer
         self._engine = engine
         self._cancelled: set[str] = set()
+        self.max_model_len = engine.max_model_len
         self.watch: Watch | None = None
         self.model_id = fingerprint_model(folder)
 

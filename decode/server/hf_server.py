@@ -99,7 +99,7 @@ def make_app(session: HfSession, names: Names, *, engine: Hf) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     async def chat(body: _Chat, http: HttpRequest) -> Any:
-        limit = body.max_completion_tokens or body.max_tokens or engine.max_model_len
+        limit = body.max_completion_tokens or body.max_tokens or session.max_model_len
         prompts = [tuple(read_message(message) for message in body.messages)]
         return await answer("chat.completion", body, prompts, limit, http)
 
@@ -151,8 +151,8 @@ def _check(requests: list[Request], session: HfSession, engine: Hf) -> None:
                 raise RefusedError(400, f"{where}: {str(error).splitlines()[0]}") from error
             if not length:
                 raise RefusedError(400, f"{where}: an empty text has no token. Leave it out, or give one.")
-            if length >= engine.max_model_len:
-                said = f"{length} tokens leave no room for an answer in {engine.max_model_len} (max_model_len)."
+            if length >= session.max_model_len:
+                said = f"{length} tokens leave no room for an answer in {session.max_model_len} (max_model_len)."
                 raise RefusedError(400, f"{where}: {said}")
 
 
