@@ -23,7 +23,7 @@ demo: setup
 	$(BIN)/counterfoil run quickstart
 
 test: setup lint
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 fast: setup lint
 	$(BIN)/python -m pytest -m "not slow"

@@ -28,8 +28,14 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so it is in a shell's background, and interrupts are tested
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+SLOWEST = "test_vllm_methods.py"
 SERVER_START_S = 240
 """An idle machine needs some 40 s; a busy one several times that."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the file that takes longest, so that no worker is left alone with it."""
+    items.sort(key=lambda item: item.path.name != SLOWEST)
 
 
 @pytest.fixture(scope="session")
