@@ -355,10 +355,8 @@ class VllmSession(Session):
             raise ValueError(fault)
         prompt = encode_prompt(self._tokenizer, given.prompt) if given.prompt else []
         text = encode_text(self._tokenizer, given.text)
-        sent, params = (
-            {"prompt_token_ids": prompt + text},
-            SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False),
-        )
+        sent: dict[str, Any] = {"prompt_token_ids": prompt + text}
+        params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         if given.method is not None or not self._plain:
             sent, params.extra_args = self._contrast(given.method, prompt, given.negative, text)
         length = len(sent["prompt_token_ids"])

@@ -1,5 +1,6 @@
 """A weak model out of a strong one: which layers stay, that it learns, that a kill changes nothing, what is refused."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,29 +82,12 @@ def test_the_first_and_the_last_layers_stay_and_learn(
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(
-    corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Path, tiny_model: Path, tmp_path: Path, interrupt: Callable[..., None]
 ) -> None:
     source = make_model(tmp_path / "source", "llama", tiny_model)
     job = make_job(corpus, source, save_every=4)
     whole = job.run(tmp_path / "whole", quiet=True)
-    real = cut_module.watch
-
-    def breaking(stage: Any) -> Any:
-        shown = real(stage)
-        inner = shown.on_log
-
-        def on_log(args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
-            inner(args, state, control, logs=logs, **rest)
-            if state.global_step == 7 and "loss" in (logs or {}):
-                raise KeyboardInterrupt
-
-        shown.on_log = on_log
-        return shown
-
-    with monkeypatch.context() as patch:
-        patch.setattr(cut_module, "watch", breaking)
-        with pytest.raises(KeyboardInterrupt):
-            job.run(tmp_path / "broken", quiet=True)
+    interrupt(job, tmp_path / "broken", module=cut_module, step=7)
     assert not (tmp_path / "broken" / "model").exists()
     resumed = job.run(tmp_path / "broken", quiet=True)
     left, right = (load_file(each.folder / "model" / "model.safetensors") for each in (whole, resumed))

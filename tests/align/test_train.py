@@ -1,6 +1,7 @@
 """Training on TRL with a tiny random model: what is dropped, what is kept, and that a kill changes nothing."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,28 +59,11 @@ def test_training_learns_the_pairs_and_writes_a_peft_adapter(tmp_path: Path, tin
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(
-    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_model: Path, interrupt: Callable[..., None]
 ) -> None:
     job = make_job(make_pairs(tmp_path / "pairs.jsonl"), tiny_model, epochs=2)
     whole = job.run(tmp_path / "whole", quiet=True)
-    real = train_module.watch
-
-    def breaking(stage: Any) -> Any:
-        shown = real(stage)
-        inner = shown.on_log
-
-        def on_log(args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
-            inner(args, state, control, logs=logs, **rest)
-            if state.global_step == 7:
-                raise KeyboardInterrupt
-
-        shown.on_log = on_log
-        return shown
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train_module, "watch", breaking)
-        with pytest.raises(KeyboardInterrupt):
-            job.run(tmp_path / "broken", quiet=True)
+    interrupt(job, tmp_path / "broken", module=train_module, step=7)
     assert not (tmp_path / "broken" / "manifest.json").exists()
     assert not (tmp_path / "broken" / "adapter").exists()
     resumed = job.run(tmp_path / "broken", quiet=True)
