@@ -4,8 +4,10 @@
     python benchmarks/decode.py greedy                # contrastive search against greedy decoding
     python benchmarks/decode.py forms                 # what `form=auto` chose against both forms, contexts of 16 to 4,096
     python benchmarks/decode.py memory                # bytes of keys and values against greedy's
+    python benchmarks/decode.py products              # all products of a few rows with the weights, plain and packed
     python benchmarks/decode.py guided                # against transformers' guidance_scale
     python benchmarks/decode.py contrastive           # with an amateur of 1/7 the size, against greedy of the expert
+    python benchmarks/decode.py dola                  # against greedy
     python benchmarks/decode.py decoupled             # two adapters against one, greedy
 
 Variants take turns, at least 5 rounds, the minimum of each counts. A text is timed from its first new token to its last
@@ -250,6 +252,28 @@ def compare_memory(folder: str) -> None:
         print(f"context {length}, k {k}: {ours / plain:.4f} of greedy's; 1 + k / context is {1 + k / length:.4f}")
 
 
+def compare_products(folder: str) -> None:
+    """What one pass of 1, 2, 4 and 8 rows spends in the linear layers, one after the other, and nothing else."""
+    models = {"plain": load(folder), "packed": load_packed(folder)}
+    parts = {
+        name: [part for part in model.modules() if type(part) is torch.nn.Linear] for name, model in models.items()
+    }
+    best: dict[tuple[str, int], float] = {}
+    with torch.no_grad():
+        for _ in range(ROUNDS + 1):
+            for rows in (1, 2, 4, 8):
+                inputs = {size: torch.randn(rows, size) for size in {part.in_features for part in parts["plain"]}}
+                for name, layers in parts.items():
+                    start = time.process_time()
+                    for layer in layers:
+                        layer(inputs[layer.in_features])
+                    best[name, rows] = min(best.get((name, rows), 1e9), time.process_time() - start)
+    for rows in (1, 2, 4, 8):
+        shown = ", ".join(f"{name} {best[name, rows] * 1e3:.1f} ms" for name in models)
+        over = best["packed", rows] / best["plain", 1]
+        print(f"{rows} rows: {shown}; packed / one row plain {over:.2f}", flush=True)
+
+
 def compare_guided(folder: str) -> None:
     """Against transformers' guidance_scale."""
     from decode import guided
@@ -298,6 +322,18 @@ def compare_contrastive(folder: str) -> None:
             }
         )
         show(f"context {length}", best, "ours", "greedy")
+
+
+def compare_dola(folder: str) -> None:
+    """Against greedy decoding; it writes its own tokens."""
+    from decode import dola
+
+    model = load(folder)
+    for length in (64, 512):
+        ids = draw_prompt(length)
+        runs = {"greedy": lambda ids=ids: time_text(model, ids, do_sample=False)}
+        runs["ours"] = lambda ids=ids: time_text(model, ids, custom_generate=dola)
+        show(f"context {length}", compare(runs, same=False), "ours", "greedy")
 
 
 def compare_decoupled(folder: str) -> None:
