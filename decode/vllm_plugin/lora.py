@@ -90,31 +90,28 @@ def _attach(layer: Any, updates: list[list[tuple[Tensor, Tensor] | None]]) -> No
     # A quantized layer has no `weight`.
     kind: Any = {"dtype": layer.params_dtype, "device": next(layer.parameters()).device}
     sizes = list(layer.output_partition_sizes)
-    factors: list[tuple[int, Tensor, list[tuple[slice, slice, Tensor]]]] = []
+    factors: list[tuple[int, Tensor, Tensor]] = []
     for stream, parts in enumerate(updates):
-        present = [pair for pair in parts if pair]
-        if not present:
+        rank, total = 0, sum(len(pair[0]) for pair in parts if pair)
+        if not total:
             continue
-        down = torch.cat([a for a, _ in present]).T.contiguous().to(**kind)
-        ups: list[tuple[slice, slice, Tensor]] = []
-        rank = 0
+        down = torch.zeros((layer.input_size_per_partition, total), **kind)
+        up = torch.zeros((total, sum(sizes)), **kind)
         for at, pair in enumerate(parts):
             if pair is not None:
                 a, b = pair
-                columns = slice(sum(sizes[:at]), sum(sizes[: at + 1]))
-                ups.append((slice(rank, rank + len(a)), columns, b.T.contiguous().to(**kind)))
+                down[:, rank : rank + len(a)] = a.T
+                up[rank : rank + len(a), sum(sizes[:at]) : sum(sizes[: at + 1])] = b.T
                 rank += len(a)
-        factors.append((stream, down, ups))
+        factors.append((stream, down, up))
     plain = layer.forward
 
     def forward(x: Tensor, *arguments: Any, **given: Any) -> Any:
         found = plain(x, *arguments, **given)
         made = found[0] if isinstance(found, tuple) else found
         rows, into = x.view(len(updates), -1, x.shape[-1]), made.view(len(updates), -1, made.shape[-1])
-        for stream, down, ups in factors:
-            small = rows[stream] @ down
-            for own, columns, up in ups:
-                into[stream][:, columns].addmm_(small[:, own], up)
+        for stream, down, up in factors:
+            into[stream].addmm_(rows[stream] @ down, up)
         return found
 
     layer.forward = forward
