@@ -139,7 +139,7 @@ def _run_job(options: argparse.Namespace) -> int:
     finished = job.run(options.to, label=label, overrides=tuple(used), quiet=options.quiet)
     if not finished.fresh:
         print(f"{label}: done already, in {finished.folder}")
-    if not options.brief:
+    if not options.brief and finished.manifest:  # one that only helped another process has none
         print_run(finished.folder, finished.manifest)
     return 0
 

@@ -214,9 +214,10 @@ def _config_root() -> Path:
 
 
 def list_configs() -> dict[str, Path]:
-    """Map `verb/name` to the YAML file, for every config that travels with the distribution."""
+    """Map `verb/name` to the YAML file, for every config of a job that travels with the distribution."""
     root = _config_root()
-    return {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))}
+    found = sorted(path for path in root.rglob("*.yaml") if path.parent.name != "accelerate")  # those are accelerate's
+    return {str(path.relative_to(root).with_suffix("")): path for path in found}
 
 
 def find_config(name: str, folder: str) -> Path:

@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import json
 import os
+import tempfile
 import time
 from abc import abstractmethod
 from collections import Counter
@@ -69,7 +70,14 @@ class Run:
     """The headline numbers."""
     facts: dict[str, Any] = field(default_factory=dict[str, Any])
     """Whatever else the manifest should hold: the model's fingerprint, seeds."""
+    leader: Path | None = None
+    """The run's own folder, where this process only helps another (`accelerate launch`) and `folder` is thrown away."""
     _outputs: dict[str, tuple[ExitStack, IO[str]]] = field(default_factory=dict[str, tuple[ExitStack, IO[str]]])
+
+    @property
+    def home(self) -> Path:
+        """The folder that all processes of the run share."""
+        return self.leader or self.folder
 
     def write(self, name: str, record: Record | dict[str, Any]) -> None:
         """Append a record to the output `name`, which appears, whole, when it is closed or the work ends well."""
@@ -126,6 +134,9 @@ class Job(Config):
     LIVE: ClassVar[bool] = True
     """Whether it shows live bars; a job whose work is other jobs leaves the terminal to them."""
 
+    FOLLOWS: ClassVar[bool] = False
+    """Whether several processes work together on it, as `accelerate launch` starts them."""
+
     PINNED: ClassVar[bool] = True
     """Whether an unfinished run insists on the inputs that it began with; a job of jobs leaves that to each of them."""
 
@@ -160,11 +171,29 @@ class Job(Config):
         if done is not None:
             return Finished(path, done, fresh=False)
         self.check()
+        if int(os.environ.get("RANK", "0")):
+            self._follow(path)
+            return Finished(path, {}, fresh=True)
         _make_folder(path)
         with _lock(path):
             write_json(path / "job.json", identity)
             manifest = self._perform(path, identity, label=label, overrides=overrides, quiet=quiet)
         return Finished(path, manifest, fresh=True)
+
+    def _follow(self, path: Path) -> None:
+        """Do this process's share; the first process keeps what comes of it."""
+        if not self.FOLLOWS:
+            raise RunError(
+                f"RANK={os.environ['RANK']}",
+                given=f"several processes for {type(self).__name__.lower()}",
+                allowed="one process; trainings alone take several",
+                do="Start it without `accelerate launch`.",
+            )
+        with tempfile.TemporaryDirectory(prefix="counterfoil-rank-") as scratch:
+            folder = Path(scratch)
+            run = Run(folder, Store(folder / "state.sqlite"), Progress(None, label="", quiet=True), leader=path)
+            with contextlib.closing(run.store):
+                self.work(run)
 
     def _identity(self) -> dict[str, Any]:
         return {

@@ -4,12 +4,12 @@ A job in a pipeline is the command line that a person would type, less `counterf
 
     jobs:
       synth: synth quickstart
-      align: align quickstart pairs=synth/pairs.jsonl
+      align: align quickstart data=synth/pairs.jsonl
       eval: eval quickstart adapter=align/adapter
 
-A value whose first part is an earlier job's name is a path in that job's folder. `model`, `engine` and `seed`, given for the
-whole pipeline, go to every job that has such a field. Each job runs in a process of its own, so that its memory is given
-back before the next begins, and dies with the pipeline.
+A value whose first part is an earlier job's name is a path in that job's folder. `model`, `engine`, `prompts` and `seed`,
+given for the whole pipeline, go to every job that has such a field and does not name it in its own line. Each job runs in a
+process of its own, so that its memory is given back before the next begins, and dies with the pipeline.
 """
 
 import json
@@ -42,11 +42,13 @@ class Pipeline(Job):
     jobs: dict[str, str] = Field(min_length=1)
     """Name -> command line."""
     model: str | None = None
-    """For every job; None leaves each its own."""
+    """For every job; None leaves each its own, as all of these do."""
     engine: Any = None
-    """For every job that has an engine: a name, or a mapping with a name; None leaves each its own."""
+    """For every job that has an engine: a name, or a mapping with a name."""
+    prompts: str | None = None
+    """For every job that reads prompts: a file, or one that an earlier job writes."""
     seed: int | None = None
-    """For every job; None leaves each its own."""
+    """For every job."""
     changes: dict[str, Any] = {}
     """Overrides for single jobs, `job.field` -> value, as given on the command line."""
 
@@ -126,9 +128,12 @@ class Pipeline(Job):
         verb, config, *overrides = words
         path = find_config(config, VERBS[verb][1])
         paths = list_path_fields(find_job(verb, read_yaml(path).get("job"), source=str(path)))
-        overrides = [_place(text, self._before(name), folder, paths) for text in overrides]
-        shared = {"model": self.model, "engine": self.engine, "seed": self.seed}
-        common = [f"{key}={_word(value)}" for key, value in shared.items() if value is not None]
+        own = {text.partition("=")[0] for text in overrides}
+        shared = {"model": self.model, "engine": self.engine, "prompts": self.prompts, "seed": self.seed}
+        common = [f"{key}={_word(value)}" for key, value in shared.items() if value is not None and key not in own]
+        overrides, common = (
+            [_place(text, self._before(name), folder, paths) for text in texts] for texts in (overrides, common)
+        )
         mine = {key.partition(".")[2]: value for key, value in self.changes.items() if key.startswith(f"{name}.")}
         overrides += common + [f"{key}={_word(value)}" for key, value in mine.items()]
         job, used = load_job(verb, config, overrides, optional=frozenset(common))

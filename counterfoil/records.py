@@ -10,12 +10,24 @@ they stand: the same prompt has the same id in every run.
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
-__all__ = ["Completion", "Dropped", "Message", "Pair", "Prompt", "Record", "Score", "content_id"]
+__all__ = [
+    "Answer",
+    "Completion",
+    "Dropped",
+    "Group",
+    "Message",
+    "Pair",
+    "Prompt",
+    "Record",
+    "Score",
+    "Span",
+    "content_id",
+]
 
 
 _encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
@@ -137,6 +149,55 @@ class Pair(Record):
             rejected_id=rejected.id,
             recipe=recipe,
         )
+
+
+class Span(Record):
+    """A piece of an answer's text, in characters."""
+
+    start: int
+    stop: int
+    label: str = ""
+    """What is said of it: a fault's name, an option's letter."""
+
+
+class Answer(Record):
+    """An answer to a group's prompt, and what is known of it."""
+
+    text: str
+    role: Literal["chosen", "rejected", ""] = ""
+    """Whether it is one to learn or one to leave; empty where only its score is known."""
+    score: float | None = Field(default=None, allow_inf_nan=False)
+    """Higher is better, in the scorer's units."""
+    is_cut: bool = False
+    """Whether the text stops before its end (at a limit of tokens): no end is then learnt after it."""
+    token_ids: tuple[int, ...] | None = None
+    """Its tokens as they were drawn, the one that ends it included; None encodes the text."""
+    spans: tuple[Span, ...] = ()
+    """Pieces of it that are labelled."""
+    final: str = ""
+    """What it comes to: the number, the option's letter that was read from its end."""
+    prompt: str | tuple[Message, ...] | None = None
+    """What it answers, where that is not the group's prompt: a counterfactual one."""
+
+
+class Group(Record):
+    """Answers that are learnt from together: a pair, K scored samples of a prompt, an answer with its faults marked."""
+
+    id: str
+    prompt: str | tuple[Message, ...]
+    """A chat, or a text that the answers go on."""
+    answers: tuple[Answer, ...]
+    reference: dict[str, Any] = {}
+    """What a scorer needs to judge another answer (Prompt.reference); no model is ever shown it."""
+
+    @classmethod
+    def make(
+        cls, prompt: str | Sequence[Message], answers: Sequence[Answer], *, reference: dict[str, Any] | None = None
+    ) -> Self:
+        """Build a group with its id. The reference is no part of the id."""
+        asked = prompt if isinstance(prompt, str) else tuple(prompt)
+        given = [item.model_dump(exclude_defaults=True) for item in answers]
+        return cls(id=content_id(asked, given), prompt=asked, answers=tuple(answers), reference=reference or {})
 
 
 class Dropped(Record):

@@ -138,9 +138,9 @@ def test_a_job_takes_a_list_with_commas_and_swaps_its_objective(tmp_path: Path) 
     assert [dump(item)["name"] for item in job.filters] == ["length_only", "near_duplicate"]
     assert used == ["filters=length_only,near_duplicate"]
     for text in ("q_proj,v_proj", "[q_proj,v_proj]", '["q_proj","v_proj"]'):
-        job, _ = load_job("align", "quickstart", ["pairs=x.jsonl", f"lora.targets={text}"])
+        job, _ = load_job("align", "quickstart", ["data=x.jsonl", f"lora.targets={text}"])
         assert job.lora.targets == ("q_proj", "v_proj")
-    job, _ = load_job("align", "quickstart", ["pairs=x.jsonl", "objective=dpo", "objective.beta=0.2"])
+    job, _ = load_job("align", "quickstart", ["data=x.jsonl", "objective=dpo", "objective.beta=0.2"])
     assert job.objective.beta == 0.2
 
 

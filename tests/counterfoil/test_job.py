@@ -19,7 +19,7 @@ from counterfoil.job import Job, Run, read_manifest
 from counterfoil.records import Dropped
 from synth.synthesize import Synthesize
 
-OUTPUTS = ("prompts.jsonl", "completions.jsonl", "scores.jsonl", "pairs.jsonl", "dropped.jsonl")
+OUTPUTS = ("prompts.jsonl", "completions.jsonl", "scores.jsonl", "groups.jsonl", "pairs.jsonl", "dropped.jsonl")
 
 COUNTED = """
 from collections.abc import Iterator

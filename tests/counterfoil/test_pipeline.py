@@ -129,6 +129,21 @@ def test_a_job_may_bear_the_name_of_a_choice(two: Callable[..., Path]) -> None:
     assert report.parts == (Path("run/synth"), Path("run/align"), Path("run/eval"))
 
 
+def test_what_is_given_for_all_jobs_yields_to_what_a_line_names() -> None:
+    jobs = {
+        "conflicts": "eval conflicts",
+        "first": "decode answer",
+        "second": "decode answer model=other prompts=first/completions.jsonl",
+    }
+    values = {"jobs": jobs, "model": "mine", "prompts": "conflicts/prompts.jsonl", "seed": 3}
+    pipeline = build(Pipeline, values, source="test")
+    found = {name: pipeline.load(name, Path("run"))[0] for name in jobs}
+    assert [found[name].model for name in jobs] == ["mine", "mine", "other"]
+    assert found["conflicts"].seed == 3
+    assert found["first"].prompts == Path("run/conflicts/prompts.jsonl")
+    assert found["second"].prompts == Path("run/first/completions.jsonl")
+
+
 def test_a_name_that_is_no_folder_or_no_job_is_refused(two: Callable[..., Path]) -> None:
     path = two()
     for jobs in ({"a/b": "synth x"}, {"": "synth x"}, {}):
