@@ -18,7 +18,7 @@ from decode.generate import read_prompts
 from eval.parts import check_parts, list_parts, name_method
 from eval.scorer import Scorer
 from eval.scorers.exact_answer import ExactAnswer
-from eval.stats import Interval, mean_interval, paired_difference
+from eval.stats import Interval, mean_interval, paired_difference, recovered_gap
 
 __all__ = ["Answers"]
 
@@ -38,6 +38,10 @@ class Answers(Job):
     """The method that others are compared with; None is the first part's."""
     group_by: str | None = None
     """Tag of the prompts that belong together: the mean of each group counts once. None takes each prompt by itself."""
+    floor: str | None = None
+    """The method that others improve on, for the share of the gap to `ceiling` that each recovers; None leaves it out."""
+    ceiling: str | None = None
+    """The method that others could reach at best."""
     level: float = Field(default=0.95, gt=0, lt=1)
     """Of the intervals."""
     seed: int = 0
@@ -102,8 +106,10 @@ class Answers(Job):
 
     def _summarise(self, columns: dict[str, list[float]], originals: dict[str, list[float]]) -> dict[str, Any]:
         baseline = self.baseline or next(iter(columns))
-        if baseline not in columns:
-            raise InputError("baseline", given=repr(baseline), allowed=", ".join(columns), do="Name a method.")
+        for key, name in {"baseline": baseline, "floor": self.floor, "ceiling": self.ceiling}.items():
+            if name is not None and name not in columns:
+                raise InputError(key, given=repr(name), allowed=", ".join(columns), do="Name a method.")
+        ends = (columns[self.floor], columns[self.ceiling]) if self.floor and self.ceiling else None
         methods: dict[str, Any] = {}
         for name, column in columns.items():
             row = {"score": _write(mean_interval(column, level=self.level, seed=self.seed))}
@@ -112,6 +118,8 @@ class Answers(Job):
             if name != baseline:
                 found = paired_difference(columns[baseline], column, level=self.level, seed=self.seed)
                 row["difference"] = _write(found)
+            if ends and sum(ends[0]) != sum(ends[1]):
+                row["recovered"] = _write(recovered_gap(*ends, column, level=self.level, seed=self.seed))
             methods[name] = row
         return {"baseline": baseline, "level": self.level, "methods": methods}
 

@@ -10,6 +10,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from markupsafe import Markup
@@ -18,11 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from eval.stats import Interval
+
 __all__ = [
-    "AFTER", "BEFORE", "Plot", "clean", "format_number", "plot_bars", "plot_histogram", "plot_intervals", "plot_lines",
-    "to_dict", "to_float",
+    "AFTER", "BEFORE", "Plot", "clean", "format_number", "plot_bars", "plot_frontier", "plot_histogram", "plot_intervals",
+    "plot_lines", "to_dict", "to_float",
 ]  # fmt: skip
 
+CURVES = ("#1f6feb", "#d9730d", "#1a7f37", "#8250df", "#bf3989", "#59636e")
 INK, GRID, BEFORE, AFTER, REJECTED = "#59636e", "#dde2e8", "#8d97a3", "#1f6feb", "#d9730d"
 DARK = {INK: "#a3adb8", GRID: "#30363d", BEFORE: "#7a8490", AFTER: "#58a6ff", REJECTED: "#f0964a"}
 PLOT_STYLE: dict[str, Any] = (
@@ -88,7 +92,15 @@ def _shorten(label: str) -> str:
 
 
 def _plot(title: str, caption: str, height: float, draw: Callable[["Figure"], None]) -> Plot:
-    """Draw a figure (6.4 by `height` inches) to SVG; the dark one is the same with its colours swapped."""
+    """Return a figure as images for a page; the dark one is the same with its colours swapped."""
+    light = _draw(height, draw)
+    dark = re.sub("|".join(DARK), lambda match: DARK[match[0]], light)
+    uris = (f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}" for svg in (light, dark))
+    return Plot(title, caption, *uris)
+
+
+def _draw(height: float, draw: Callable[["Figure"], None], *, background: str | None = None) -> str:
+    """Draw a figure (6.4 by `height` inches) to SVG."""
     from matplotlib import style
     from matplotlib.figure import Figure
 
@@ -96,11 +108,9 @@ def _plot(title: str, caption: str, height: float, draw: Callable[["Figure"], No
         warnings.simplefilter("ignore", UserWarning)  # a glyph that matplotlib's font lacks, the browser's has
         figure, stream = Figure(figsize=(6.4, height), layout="constrained"), io.StringIO()
         draw(figure)
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    light = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", stream.getvalue())
-    dark = re.sub("|".join(DARK), lambda match: DARK[match[0]], light)
-    uris = (f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}" for svg in (light, dark))
-    return Plot(title, caption, *uris)
+        ground: dict[str, Any] = {"transparent": True} if background is None else {"facecolor": background}
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, **ground)
+    return re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", stream.getvalue())
 
 
 def plot_bars(
@@ -188,3 +198,22 @@ def plot_intervals(title: str, caption: str, metrics: Sequence[Mapping[str, Any]
                 axes[1].set_title("adapter less base", loc="left", fontsize=10)
 
     return _plot(title, caption, 0.4 + 1.1 * len(metrics), draw)
+
+
+def plot_frontier(
+    xlabel: str, ylabel: str, curves: Mapping[str, Sequence[tuple[float, "Interval"]]], path: Path
+) -> None:
+    """Write curves of points, each with a mean and its interval above a place, to an SVG file."""
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.subplots()
+        for at, (name, points) in enumerate(curves.items()):
+            color = CURVES[at % len(CURVES)]
+            places, means = zip(*((place, found.mean) for place, found in sorted(points)), strict=True)
+            axes.plot(places, means, color=color, marker="o", markersize=4, label=_shorten(name))
+            for place, found in points:
+                axes.plot([place, place], [found.low, found.high], color=color, linewidth=1, alpha=0.6)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        figure.legend(loc="outside upper left", ncols=4)
+
+    path.write_text(_draw(4.0, draw, background="white"), encoding="utf-8")

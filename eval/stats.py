@@ -6,7 +6,7 @@ Source: Efron 1987, "Better Bootstrap Confidence Intervals" (BCa), by scipy.stat
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["Interval", "mean_interval", "paired_difference"]
+__all__ = ["Interval", "mean_interval", "paired_difference", "recovered_gap"]
 
 NUM_RESAMPLES = 9999
 
@@ -50,3 +50,29 @@ def paired_difference(
 ) -> Interval:
     """Estimate the mean of after - before over the same items, resampling items. Raises ValueError for unequal lengths."""
     return mean_interval([b - a for a, b in zip(before, after, strict=True)], level=level, seed=seed)
+
+
+def recovered_gap(
+    floor: Sequence[float], ceiling: Sequence[float], found: Sequence[float], *, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Estimate the share of the gap between a floor and a ceiling that is recovered, over the same items, resampling items.
+
+    (mean found - mean floor) / (mean ceiling - mean floor), Burns et al. 2023 (arXiv 2312.09390), equation 1; 0 is the
+    floor, 1 the ceiling. A ratio whose denominator may be near 0 has no mean: the interval is of percentiles, and is wide
+    where the gap is small. Raises ValueError for unequal lengths, and where floor and ceiling are equal.
+    """
+    import numpy as np
+
+    if not len(floor) == len(ceiling) == len(found):
+        raise ValueError("values of the same items are needed")
+    rows = np.asarray([floor, ceiling, found], dtype=float)
+    means = rows.mean(1)
+    if means[0] == means[1]:
+        raise ValueError("floor and ceiling are equal")
+    rng = np.random.default_rng(seed)
+    drawn = np.stack([rows[:, rng.integers(0, rows.shape[1], rows.shape[1])].mean(1) for _ in range(NUM_RESAMPLES)])
+    gap = drawn[:, 1] - drawn[:, 0]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.where(gap == 0, np.nan, (drawn[:, 2] - drawn[:, 0]) / gap)
+    low, high = np.nanquantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float((means[2] - means[0]) / (means[1] - means[0])), float(low), float(high))

@@ -1,6 +1,7 @@
-"""Synthesize(Job): prompts to preference pairs.
+r"""Synthesize(Job): prompts to preference pairs.
 
     prompts -> (engine) candidates -> (scorer) scores -> (recipe) pairs -> (filters) pairs.jsonl
+                                               \\-> groups.jsonl: all answers to a prompt, with their scores
                                                    whatever stops on the way -> dropped.jsonl
 
 Every candidate and every score is kept in the run's folder. Two passes: the first asks the
@@ -15,7 +16,7 @@ from typing import ClassVar
 
 from counterfoil.job import Job, Run
 from counterfoil.jsonl import read_jsonl
-from counterfoil.records import Completion, Dropped, Pair, Prompt
+from counterfoil.records import Answer, Completion, Dropped, Group, Pair, Prompt
 from decode.engine import Engine, Request, Sampling, require
 from decode.engines.vllm import Vllm
 from decode.generate import ask, draw_seed, read_answer, refuse_none
@@ -67,7 +68,7 @@ class Synthesize(Job):
             pass
         refuse_none(run.counts["prompts"], run.dropped, where="task")
         prompts = run.close_output("prompts.jsonl")
-        for name in ("completions.jsonl", "scores.jsonl", "pairs.jsonl"):
+        for name in ("completions.jsonl", "scores.jsonl", "groups.jsonl", "pairs.jsonl"):
             run.open_output(name)
         judges = [item.open() for item in self.filters]
         scorer = self.scorer or self.task.scorer()
@@ -149,6 +150,11 @@ class Synthesize(Job):
             counts["score_millionths"] += round(score.value * 1e6)
         counts["prompt_tokens"] += answer[0].num_prompt_tokens
         counts["completions"] += len(answer)
+        answers = [
+            Answer(text=item.completion.text, score=item.score, is_cut=item.completion.finish_reason == "length")
+            for item in candidates
+        ]
+        run.write("groups.jsonl", Group.make(prompt.messages, answers, reference=prompt.reference))
         found = self.recipe.contrast(prompt, candidates)
         if isinstance(found, Dropped):
             run.drop(found)

@@ -1,0 +1,209 @@
+"""Frontier(Job): what adapters gain and how far they went for it: score against KL to the base model.
+
+Each adapter answers the held-out prompts by sampling at temperature 1. The score is the task's; the divergence KL(policy ||
+base) of an answer is estimated without bias by log pi(y | x) - log ref(y | x) of the policy's own samples, summed over
+tokens, in nats. A method is better than another where it scores higher at the same divergence (Gao et al. 2022, arXiv
+2210.10760, figure 1).
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from counterfoil.errors import InputError
+from counterfoil.job import Job, Run
+from counterfoil.jsonl import write_json
+from counterfoil.records import Completion, Dropped, Prompt
+from decode.engine import Engine, Given, Request, Sampling, Session, require
+from decode.engines.vllm import Vllm
+from decode.generate import ask, draw_seed, read_answer, refuse_none
+from eval.parts import name_method, name_part
+from eval.report_plots import plot_frontier
+from eval.stats import Interval, mean_interval, paired_difference
+from eval.task import Task
+from eval.tasks.constraints import Constraints
+
+__all__ = ["Frontier"]
+
+Values = dict[str, dict[str, float]]
+"""Of each prompt, by its id: score, kl and tokens."""
+
+
+class Frontier(Job):
+    """Score adapters and measure how far they are from the base model."""
+
+    VERB: ClassVar[str] = "eval"
+
+    adapters: tuple[Path, ...] = Field(min_length=1)
+    """Folders of adapters, or of runs with an `adapter` in them. Names that differ in a number at the end (`copg_10_0`,
+    `copg_10_1`) are seeds of one; of these, names that begin alike up to the first `_` are one curve."""
+    task: Task = Constraints()
+    """Where the prompts and the scorer come from."""
+    model: str = "smollm2"
+    """A name, a folder, a GGUF file or a hub id."""
+    engine: Engine = Vllm()
+    """What runs the model."""
+    n: int = Field(default=4, ge=1)
+    """Samples a prompt."""
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Cut an answer off after this many tokens."""
+    baseline: str | None = None
+    """The method that others are compared with; None is the base model."""
+    level: float = Field(default=0.95, gt=0, lt=1)
+    """Of the intervals, over prompts."""
+    seed: int = 0
+    """Of the samples and the resampling."""
+
+    def inputs(self) -> dict[str, Path]:
+        """Return the adapters' weights."""
+        folders = {f"adapters[{at}] {name_part(folder)}": _find(folder) for at, folder in enumerate(self.adapters)}
+        return super().inputs() | {key: path / "adapter_model.safetensors" for key, path in folders.items()}
+
+    def check(self) -> None:
+        """Compare what is needed with what the engine gives."""
+        require(self.engine, {"chat", "adapters", "given_logprobs", "n"}, where="engine")
+        names = [name_part(folder) for folder in self.adapters]
+        if len(set(names)) < len(names):
+            raise InputError("adapters", given=", ".join(names), allowed="a name each", do="Rename a folder.")
+
+    def work(self, run: Run) -> None:
+        """Sample from each, score the samples by the base as well, summarise."""
+        run.facts["seeds"] = {"seed": self.seed}
+        run.open_output("dropped.jsonl")
+        run.open_output("samples.jsonl")
+        prompts: list[Prompt] = []
+        for item in self.task.prompts("heldout"):
+            run.counts["read"] = run.counts.get("read", 0) + 1
+            if isinstance(item, Dropped):
+                run.drop(item)
+            else:
+                prompts.append(item)
+        refuse_none(len(prompts), run.dropped, where="task")
+        policies: dict[str, str | None] = {"base": None} | {name_part(item): str(_find(item)) for item in self.adapters}
+        answers = {name: self._sample(run, name, adapter, prompts) for name, adapter in policies.items()}
+        given = [
+            Given(f"{name}/{item.id}", prompt.messages, item.token_ids or ())
+            for name, found in answers.items()
+            if name != "base"
+            for prompt in prompts
+            for item in found.get(prompt.id, ())
+        ]
+        missing = [item for item in given if not run.store.has("base", item.id)]
+        if missing:
+            ask(run, self.engine, self.model, list, total=0, stage="base", then=partial(_score, run, missing))
+        values = {name: self._judge(run, name, prompts, found) for name, found in answers.items()}
+        methods = self._summarise(values)
+        whole = {"num_prompts": len(prompts), "level": self.level, "baseline": self.baseline or "base"}
+        write_json(run.folder / "summary.json", whole | {"methods": methods, "seeds": _average_each(values)})
+        curves: dict[str, list[tuple[float, Interval]]] = defaultdict(list)
+        for name, row in methods.items():
+            curves[name.split("_")[0]].append((row["kl"]["mean"], Interval(**row["score"])))
+        plot_frontier("divergence from the base model (nats an answer)", "score", curves, run.folder / "frontier.svg")
+        run.figures |= {name: {"score": row["score"]["mean"], "kl": row["kl"]["mean"]} for name, row in methods.items()}
+        run.counts["kept"] = len(values)
+
+    def _sample(
+        self, run: Run, name: str, adapter: str | None, prompts: Sequence[Prompt]
+    ) -> dict[str, tuple[Completion, ...]]:
+        requests = [self._request(prompt, adapter) for prompt in prompts]
+        ask(run, self.engine, self.model, lambda: requests, total=len(requests), stage=name, adapter=adapter)
+        found: dict[str, tuple[Completion, ...]] = {}
+        for prompt, request in zip(prompts, requests, strict=True):
+            answer = read_answer(run, self.engine, self.model, request)
+            if isinstance(answer, Dropped):
+                run.drop(answer)
+            else:
+                found[prompt.id] = answer
+        return found
+
+    def _request(self, prompt: Prompt, adapter: str | None) -> Request:
+        sampling = Sampling(
+            n=self.n,
+            temperature=1,
+            max_new_tokens=self.max_new_tokens,
+            logprobs=True,
+            seed=draw_seed(self.seed, prompt.id),
+        )
+        return Request(prompt.id, prompt.messages, sampling, adapter)
+
+    def _judge(
+        self, run: Run, name: str, prompts: Sequence[Prompt], answers: dict[str, tuple[Completion, ...]]
+    ) -> Values:
+        """Return score, divergence and length of each prompt's answers, averaged over its samples."""
+        scorer = self.task.scorer()
+        found: Values = {}
+        for prompt in prompts:
+            own: dict[str, list[float]] = defaultdict(list)
+            for item in answers.get(prompt.id, ()):
+                policy, base = sum(item.token_logprobs or ()), run.store.get("base", f"{name}/{item.id}")
+                if name != "base" and base is None:
+                    run.drop(Dropped(id=item.id, stage="frontier", reason="no probability under the base model"))
+                    continue
+                distance = policy - float(base) if base is not None else 0.0
+                row = {"score": scorer.score(prompt, item).value, "kl": distance, "tokens": float(item.num_tokens)}
+                facts = {"policy": name, "prompt_id": prompt.id, "text": item.text, "token_ids": item.token_ids}
+                run.write("samples.jsonl", facts | row)
+                for key, value in row.items():
+                    own[key].append(value)
+            if own:
+                found[prompt.id] = {key: sum(values) / len(values) for key, values in own.items()}
+        return found
+
+    def _summarise(self, values: dict[str, Values]) -> dict[str, Any]:
+        """Average over seeds, then over the prompts that all answered."""
+        shared = sorted(set.intersection(*map(set, values.values())))
+        if not shared:
+            raise InputError(
+                "task", given="no prompt that all answered", allowed="one at least", do="See dropped.jsonl."
+            )
+        seeds: dict[str, list[Values]] = defaultdict(list)
+        for name, found in values.items():
+            seeds[name_method(Path(name))].append(found)
+        if (self.baseline or "base") not in seeds:
+            raise InputError("baseline", given=repr(self.baseline), allowed=", ".join(seeds), do="Name a method.")
+
+        def column(method: str, key: str) -> list[float]:
+            return [sum(found[item][key] for found in seeds[method]) / len(seeds[method]) for item in shared]
+
+        methods: dict[str, Any] = {}
+        for method in seeds:
+            row = {
+                key: _write(mean_interval(column(method, key), level=self.level, seed=self.seed))
+                for key in ("score", "kl", "tokens")
+            }
+            if method != (self.baseline or "base"):
+                pair = column(self.baseline or "base", "score"), column(method, "score")
+                row["difference"] = _write(paired_difference(*pair, level=self.level, seed=self.seed))
+            methods[method] = row
+        return methods
+
+
+def _average_each(values: dict[str, Values]) -> dict[str, dict[str, float]]:
+    """Return the means of each seed by itself."""
+    return {
+        name: {key: round(sum(row[key] for row in found.values()) / len(found), 5) for key in ("score", "kl", "tokens")}
+        for name, found in values.items()
+        if found
+    }
+
+
+def _find(folder: Path) -> Path:
+    """Return the adapter's own folder."""
+    inner = folder / "adapter"
+    return inner if inner.is_dir() else folder
+
+
+def _score(run: Run, given: Sequence[Given], session: Session) -> None:
+    with run.progress.stage("base: samples", total=len(given)) as shown:
+        for result in session.logprobs(given):
+            if result.failure is None:
+                run.store.put("base", result.id, repr(sum(result.token_logprobs)))
+            shown.advance()
+
+
+def _write(interval: Interval) -> dict[str, float]:
+    return {key: round(value, 5) for key, value in interval._asdict().items()}

@@ -1,0 +1,64 @@
+"""Scores by a reward model: a sequence classifier with one output, or an adapter that makes the model one.
+
+Source: the Bradley-Terry reward of Ouyang et al. 2022 (arXiv 2203.02155, section 3.5), as `objective: reward` trains it.
+Differences: none known.
+"""
+
+from functools import cached_property
+from typing import Any
+
+from counterfoil.errors import InputError
+from counterfoil.job import InputPath
+from counterfoil.models import find_model
+from counterfoil.records import Completion, Prompt, Score
+from eval.scorer import Scorer
+
+__all__ = ["RewardModel"]
+
+
+class RewardModel(Scorer):
+    """The reward of an answer to its prompt, through the chat template; any real number, of no fixed scale."""
+
+    model: str = "smollm2"
+    """A name, a folder, a GGUF file or a hub id: the classifier, or what `adapter` was trained on."""
+    adapter: InputPath | None = None
+    """Folder of an adapter that `objective: reward` trained."""
+
+    def score(self, prompt: Prompt, completion: Completion) -> Score:
+        """Score one answer."""
+        import torch
+
+        tokenizer, model = self._loaded
+        turns: list[Any] = [*prompt.messages, {"role": "assistant", "content": completion.text}]
+        ids = torch.tensor([tokenizer.apply_chat_template(turns, return_dict=False)], device=model.device)
+        with torch.no_grad():
+            value = float(model(input_ids=ids).logits[0, 0])
+        return Score(completion_id=completion.id, scorer="reward_model", value=value)
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        import torch
+        from transformers import AutoModelForSequenceClassification
+
+        from decode.chat import load_tokenizer
+
+        folder = str(find_model(self.model))
+        tokenizer = load_tokenizer(folder)
+        on_gpu = torch.cuda.is_available()
+        found: Any = AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=1, dtype=torch.bfloat16 if on_gpu else torch.float32, output_loading_info=True
+        )
+        model, loaded = found
+        model.config.pad_token_id = tokenizer.pad_token_id
+        if self.adapter is None and loaded["missing_keys"]:
+            given, allowed = f"no weights for {', '.join(sorted(loaded['missing_keys']))}", "a classifier of one output"
+            raise InputError(f"model: {self.model}", given=given, allowed=allowed, do="Give `adapter` as well.")
+        if self.adapter is not None:
+            from peft import PeftConfig, PeftModel
+
+            kind = PeftConfig.from_pretrained(str(self.adapter)).task_type
+            if kind != "SEQ_CLS":
+                given, allowed = f"an adapter for {kind}", "one that `objective: reward` trained"
+                raise InputError(f"adapter: {self.adapter}", given=given, allowed=allowed, do="Give another.")
+            model = PeftModel.from_pretrained(model, str(self.adapter))
+        return tokenizer, model.eval().to("cuda" if on_gpu else "cpu")
