@@ -71,7 +71,7 @@ class Cut(Job):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         run.figures |= {"perplexity": _perplexity(trainer), "share_of_parameters": round(_count(model) / size, 4)}
         run.tokens["trained"] = self.steps * self.batch_size * self.row_tokens
-        save_whole(run.folder / "model", model, tokenizer)
+        save_whole(run.folder / "model", model.save_pretrained, tokenizer.save_pretrained)
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
 
     def _read_rows(self, tokenizer: Any) -> list[list[int]]:

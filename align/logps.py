@@ -1,4 +1,4 @@
-"""One forward pass for what the rows of a batch share.
+"""Log-probabilities of sequences: one forward pass for what the rows of a batch share, the head on labels alone.
 
 The rows of a preference batch begin alike: chosen and rejected, or K completions, after one prompt, and every prompt after
 one system message. A causal model's states at a prefix depend on that prefix alone, so each different prefix needs to be
@@ -9,24 +9,30 @@ caller expects them, so that losses, heads and metrics above stay as they were.
 Source: the identity is that of prefix sharing for preference pairs (Wang and Hegde 2024, arXiv 2410.20305).
 Differences: (1) a trie over the whole batch instead of one shared prompt a pair, so K completions, repeated prompts and
 the system message are shared by the same rule, and a prompt whose last tokens change when the answer is glued on is cut at
-what is really common; (2) attention runs row by row, each over its own prefix, instead of with one masked square of all rows.
+what is really common; (2) on a CPU attention runs row by row, each over its own prefix, instead of with one masked square of
+all rows; on a GPU it is FlexAttention (Dong et al. 2024, arXiv 2412.05496) over blocks, with two comparisons for a mask.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from transformers.utils.generic import ModelOutput
 
+from align.head import Head, find_head, score_labels
 from counterfoil.errors import InputError
 from decode.attention import install_attention, list_obstacles
 
-__all__ = ["Tail", "Trie", "can_share", "share_prefixes"]
+__all__ = ["Scores", "Tail", "Trie", "can_share", "install_head", "share_prefixes"]
 
 ATTENTION = "counterfoil_trie"  # the name under which transformers finds `_attend`
+LEAST_SAVED = 0.02
+"""Below this share of a batch's places (padding counts) the plain form is as fast (`python benchmarks/align.py sharing`)."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,11 @@ class Trie:
     """Shape (T,): distance from the row's first token."""
     target: Tensor
     """Shape (B, L): the node of each token of the batch; 0 at padding."""
+    ends: Tensor
+    """Shape (T,): nodes from a node to its end are those below it: it is seen by q if it is <= q < its end."""
     tails: tuple[Tail, ...]
     """One for each distinct row, in the order of the nodes."""
+    _masks: dict[int | None, Any] = field(default_factory=dict[int | None, Any])
 
     @classmethod
     def build(cls, input_ids: Tensor, attention_mask: Tensor | None = None) -> "Trie":
@@ -64,6 +73,7 @@ class Trie:
         source: list[np.ndarray] = []
         positions: list[np.ndarray] = []
         tails: list[Tail] = []
+        ends: list[np.ndarray] = []
         count = 0
         above, nodes_above = rows[0][:0], target[0, :0]
         # In lexical order each row shares its longest prefix with the row just before it.
@@ -72,6 +82,9 @@ class Trie:
             shared = _common(above, row)
             fresh = np.arange(count, count + len(row) - shared)
             nodes = np.concatenate([nodes_above[:shared], fresh])
+            ends.append(
+                np.stack([nodes_above[shared:], np.full(len(above) - shared, count)])
+            )  # nothing more goes below
             target[index, columns[index]] = nodes
             if len(fresh):
                 source.append(index * tokens.shape[1] + columns[index][shared:])
@@ -82,10 +95,43 @@ class Trie:
                 count += len(fresh)
             above, nodes_above = row, nodes
 
-        def place(parts: list[np.ndarray]) -> Tensor:
+        ends.append(np.stack([nodes_above, np.full(len(above), count)]))
+        closed = np.zeros(count, np.int64)
+        at, end = np.concatenate(ends, 1)
+        closed[at] = end
+
+        def place(*parts: np.ndarray) -> Tensor:
             return torch.from_numpy(np.concatenate(parts)).to(input_ids.device)
 
-        return cls(place(source), place(positions), torch.from_numpy(target).to(input_ids.device), tuple(tails))
+        return cls(place(*source), place(*positions), place(target), place(closed), tuple(tails))
+
+    def sees(self, window: int | None) -> Callable[..., Tensor]:
+        """Return FlexAttention's mask: node q sees kv where kv begins q's prefix and, in a window, is near enough."""
+        ends, positions = self.ends, self.positions
+
+        def mask(batch: Any, head: Any, q: Tensor, kv: Tensor) -> Tensor:  # noqa: ARG001
+            above = (kv <= q) & (q < ends[kv])
+            return above if window is None else above & (positions[q] - positions[kv] < window)
+
+        return mask
+
+    def block_mask(self, window: int | None) -> Any:
+        """Return the mask in blocks, made once a trie and window: all layers share it."""
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        if window not in self._masks:
+            size = len(self.source)
+            self._masks[window] = create_block_mask(
+                self.sees(window), None, None, size, size, device=str(self.source.device)
+            )
+        return self._masks[window]
+
+
+@cache
+def _flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True)
 
 
 def _common(first: np.ndarray, second: np.ndarray) -> int:
@@ -102,8 +148,10 @@ def _locate(nodes: np.ndarray, device: torch.device) -> Tensor | slice:
     return torch.from_numpy(nodes).to(device)
 
 
-def share_prefixes(model: Any) -> None:
+def share_prefixes(model: Any, *, least_saved: float = LEAST_SAVED) -> None:
     """Make a causal language model of transformers compute each distinct prefix of a batch once, from now on.
+
+    A batch of which this would save less than the share `least_saved` is computed as before; 0 shares every batch.
 
     The backbone's forward is replaced: called with `input_ids` (B, L), a mask of two dimensions, `use_cache=False` and no
     position ids, it returns the same `last_hidden_state` (B, L, H) as before at every token (padding holds the state
@@ -131,6 +179,8 @@ def share_prefixes(model: Any) -> None:
         if input_ids is None or not flat or not alone:
             return plain(input_ids=input_ids, attention_mask=attention_mask, **rest)
         trie = Trie.build(input_ids, attention_mask)
+        if len(trie.source) > (1 - least_saved) * input_ids.numel():
+            return plain(input_ids=input_ids, attention_mask=attention_mask, **rest)
         result = plain(
             input_ids=input_ids.reshape(-1)[trie.source][None],
             # transformers hands a mask of four dimensions through as it is; ours is in the trie.
@@ -143,6 +193,60 @@ def share_prefixes(model: Any) -> None:
         return result
 
     backbone.forward = forward
+
+
+@dataclass
+class Scores(ModelOutput):
+    """What a batch's labels are to a model: each (B, L - 1), 0 where the next token is no label."""
+
+    log_probs: Tensor | None = None
+    """Of the label, in nats."""
+    entropy: Tensor | None = None
+    mean_logits: Tensor | None = None
+    is_top1: Tensor | None = None
+    label_mask: Tensor | None = None
+    states: Tensor | None = None
+    """Of the last layer, (B, L, D)."""
+
+
+def install_head(model: Any) -> None:
+    """Give a causal language model of transformers the call `model(..., labels=labels, fused_lm_head=True) -> Scores`.
+
+    `labels` (B, L) is -100 where a token is not scored; each label is scored after the state before it. The call has the
+    name and the fields of TRL's own (`trl.trainer.utils.add_fused_lm_head`), which it replaces; any other call goes
+    through as before. To be installed before PEFT wraps the model, or on PEFT's base model. Raises InputError
+    where the head cannot be taken out of the model.
+    """
+    plain: Callable[..., Any] = model.forward
+    _read_head(model)
+
+    def forward(*given: Any, fused_lm_head: bool = False, labels: Tensor | None = None, **rest: Any) -> Any:
+        if not fused_lm_head or labels is None:
+            return plain(*given, **rest, **({} if labels is None else {"labels": labels}))
+        states_BLD = model.base_model(*given, **{**rest, "use_cache": False}).last_hidden_state
+        mask = labels[:, 1:] != -100
+        # Without gradients it is a reference's pass: its log-probabilities alone are asked for.
+        scores = score_labels(
+            states_BLD[:, :-1][mask], labels[:, 1:][mask], _read_head(model), extras=torch.is_grad_enabled()
+        )
+        whole = (torch.zeros(mask.shape, dtype=part.dtype, device=mask.device) for part in scores)
+        # A scatter keeps a batch without labels connected to the model, so that its backward pass is one of zeros.
+        spread = [zeros.masked_scatter(mask, part) for zeros, part in zip(whole, scores, strict=True)]
+        return Scores(*spread, label_mask=mask, states=states_BLD)
+
+    model.forward = forward
+
+
+def _read_head(model: Any) -> Head:
+    head = find_head(model)
+    if isinstance(head, str):
+        raise InputError(
+            f"model: {model.config.model_type}",
+            given=head,
+            allowed="a frozen linear head, with its logits scaled or capped at most",
+            do="Leave the head out of lora.targets.",
+        )
+    return head
 
 
 def can_share(model: Any) -> bool:
@@ -180,6 +284,10 @@ def _attend(
             allowed="scaled dot products alone",
             do="Train with share_prompts=false.",
         )
+    if query.is_cuda:
+        mask = trie.block_mask(sliding_window)
+        found: Any = _flex()(query, key, value, block_mask=mask, scale=scaling, enable_gqa=key.size(1) != query.size(1))
+        return found.transpose(1, 2), None
     sizes = [tail.stop - tail.start for tail in trie.tails]
     results: list[Tensor] = []
     for tail, own_query, own_key, own_value in zip(

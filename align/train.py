@@ -1,27 +1,29 @@
-"""Train(Job): pairs to a LoRA adapter, on TRL's and transformers' trainers with PEFT.
+"""Train(Job): groups of answers to a LoRA adapter, on TRL's and transformers' trainers with PEFT.
 
-What is in pairs.jsonl goes to TRL's DPOTrainer as it is, less what cannot teach anything (dropped with reasons before
-training starts). Checkpoints lie in the run folder; running the job again goes on from the last whole one.
+    data --(read_groups)--> groups --(objective.select)--> groups it learns from --(make_trainer)--> an adapter a part
+
+What cannot teach anything is dropped with reasons before training starts. Checkpoints lie in the run folder; running the job
+again goes on from the last whole one.
 """
 
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from align.data import read_groups
 from align.objective import Objective
 from align.objectives.dpo import Dpo
-from align.training import find_checkpoint, read_step, save_whole, silence, watch
+from align.training import advise_on_memory, find_checkpoint, read_ratios, read_step, save_whole, silence, watch
 from counterfoil.config import Config
-from counterfoil.errors import InputError
+from counterfoil.errors import ConfigError, InputError
 from counterfoil.job import InputPath, Job, Run
-from counterfoil.jsonl import read_lines
+from counterfoil.jsonl import write_json
 from counterfoil.models import find_model, fingerprint_model
-from counterfoil.records import Dropped, content_id
+from counterfoil.records import Dropped, Group, content_id
 
 __all__ = ["Lora", "Train"]
 
@@ -38,8 +40,8 @@ class Lora(Config):
     targets: tuple[str, ...] = ("all-linear",)
     """Names of the adapted modules; `all-linear` alone stands for every linear layer but the head."""
 
-    def build(self) -> Any:
-        """Return PEFT's config."""
+    def build(self, task_type: str) -> Any:
+        """Return PEFT's config; `task_type` is CAUSAL_LM or SEQ_CLS."""
         from peft import LoraConfig
 
         return LoraConfig(
@@ -47,25 +49,34 @@ class Lora(Config):
             lora_alpha=self.alpha,  # pyright: ignore[reportArgumentType]  (PEFT takes any number)
             lora_dropout=self.dropout,
             target_modules="all-linear" if self.targets == ("all-linear",) else list(self.targets),
-            task_type="CAUSAL_LM",
+            task_type=task_type,  # pyright: ignore[reportArgumentType]  (PEFT takes its name)
+            modules_to_save=["score"] if task_type == "SEQ_CLS" else None,  # a new head has to be trained whole
         )
 
 
 class Train(Job):
-    """Train an adapter on preference pairs."""
+    """Train an adapter on preferences, scores or answers."""
 
     VERB: ClassVar[str] = "align"
+    FOLLOWS: ClassVar[bool] = True
 
-    pairs: InputPath
-    """JSONL in TRL's preference format: `prompt`, `chosen`, `rejected` as message lists or texts."""
+    data: InputPath
+    """JSONL: our pairs and groups, TRL's preference and prompt-completion formats, or prompt, completions, scores."""
     model: str = "smollm2"
     """A name, a folder, a GGUF file or a hub id."""
+    start: InputPath | None = None
+    """An adapter to go on from; None starts a new one that changes nothing."""
+    reference: Literal["base", "start"] = "base"
+    """What the policy is held to: the bare model, or the model with the adapter that training starts from."""
+    cache_reference: bool = True
+    """Compute the reference's log-probabilities once, and keep them on disk for other runs on the same data; false computes
+    them in every step, as weights that are split over processes need."""
     objective: Objective = Dpo()
     """The loss."""
     lora: Lora = Lora()
-    """The adapter."""
+    """A new adapter; with `start` it is that one's."""
     epochs: float = Field(default=1.0, gt=0)
-    """Passes over the pairs."""
+    """Passes over the data."""
     learning_rate: float = Field(default=2.0e-4, gt=0)
     """At its peak."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
@@ -73,11 +84,11 @@ class Train(Job):
     warmup_frac: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps in which the learning rate rises."""
     batch_size: int = Field(default=8, ge=1)
-    """Pairs a step and device."""
+    """Groups (pairs) a step and device."""
     accumulate: int = Field(default=1, ge=1)
     """Batches whose gradients are added before a step."""
     max_tokens: int = Field(default=1024, ge=16)
-    """A pair with a longer prompt + answer is dropped, never cut."""
+    """A group with a longer prompt + answer is dropped, never cut."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
     save_every: int = Field(default=10, ge=1)
@@ -86,206 +97,169 @@ class Train(Job):
     """Of the frozen weights: `auto` is bfloat16 on a GPU and float32 on a CPU."""
     share_prompts: bool | None = None
     """Compute what the answers of a batch begin with once (`align.logps`): the same loss in less time. None does so on a
-    CPU, for a model whose states allow it, without dropout (which would be drawn once for what is computed once)."""
+    CPU, for a model whose states allow it, without dropout (which would be drawn once for what is computed once), and for
+    batches in which it saves enough to pay; true for all."""
     gradient_checkpointing: bool = False
     """Trade a third more time for much less memory."""
     report_to: tuple[str, ...] = ()
     """Trackers that transformers knows: tensorboard, trackio, wandb ..."""
     seed: int = 0
-    """Of the adapter's start and the order of the pairs."""
+    """Of the adapter's start and the order of the data."""
+
+    def check(self) -> None:
+        """Refuse settings of which one would be ignored."""
+        if self.reference == "start" and self.start is None:
+            given, do = "start, and no adapter to start from", "Give start=FOLDER, or leave the reference at base."
+            raise ConfigError("reference", given=given, allowed="base, or start with `start`", do=do)
+        if self.start is not None and "lora" in self.model_fields_set:
+            allowed, do = "the shape of the adapter that training starts from", "Leave lora out, or start without one."
+            raise ConfigError("lora", given="a shape beside `start`", allowed=allowed, do=do)
 
     def work(self, run: Run) -> None:
-        """Drop what cannot teach, train, save the adapter."""
+        """Drop what cannot teach; train and save an adapter for each part of the objective."""
         folder = find_model(self.model)
         run.facts |= {"model": fingerprint_model(folder), "seeds": {"seed": self.seed}}
-        rows = self._read_pairs(run, folder)
-        trainer = self._build(run, folder, rows)
-        steps = math.ceil(len(rows) / self.batch_size / self.accumulate * self.epochs)
-        checkpoint = find_checkpoint(run.folder / "checkpoints")
-        with run.progress.stage("train", total=steps, already=read_step(checkpoint)) as stage:
-            trainer.add_callback(watch(stage))
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        for row in (row for row in trainer.state.log_history if "loss" in row):
-            run.write("metrics.jsonl", {key: _plain(value) for key, value in row.items()})
-        self._save(run, trainer)
-        run.figures |= _summarise(trainer.state.log_history)
-        counted = [row["num_tokens"] for row in trainer.state.log_history if "num_tokens" in row]
-        run.tokens["trained"] = int(counted[-1]) if counted else 0
+        groups = self._read(run, folder)
+        parts = self.objective.parts()
+        shares = {
+            name: self._share(run, part, groups) for name, part in parts.items()
+        }  # all, before the first is trained
+        for name, objective in parts.items():
+            history = self._train(run, folder, name, objective, shares[name])
+            for row in history:
+                run.write("metrics.jsonl", row if len(parts) == 1 else {"part": name, **row})
+            prefix = "" if len(parts) == 1 else f"{name}_"
+            figures = _summarise(history, getattr(objective, "beta", None))
+            run.figures |= {f"{prefix}{key}": value for key, value in figures.items()}
+        if run.leader is None:
+            shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
 
-    def _read_pairs(self, run: Run, folder: Path) -> list[dict[str, Any]]:
+    def _read(self, run: Run, folder: Path) -> list[Group]:
         from decode.chat import load_tokenizer
 
         tokenizer = load_tokenizer(str(folder))
         run.open_output("dropped.jsonl")
-        rows: list[dict[str, Any]] = []
+        run.open_output("metrics.jsonl")
+        groups: list[Group] = []
         seen: set[str] = set()
         num_read = 0
-        for row in read_lines(self.pairs, where="pairs"):
+        for row in read_groups(self.data):
             num_read += 1
-            kept = row if isinstance(row, Dropped) else _check_pair(row, seen, tokenizer, max_tokens=self.max_tokens)
+            kept = row if isinstance(row, Dropped) else self._check(run, row, seen, tokenizer)
             if isinstance(kept, Dropped):
                 run.drop(kept)
             else:
-                rows.append(kept)
-        run.counts |= {"read": num_read, "kept": len(rows)}
-        if not rows:
+                groups.append(kept)
+        run.counts |= {"read": num_read, "kept": len(groups)}
+        if len({isinstance(group.prompt, str) for group in groups}) > 1:
+            given, allowed = "texts and conversations", "one of the two in a file"
             raise InputError(
-                f"pairs: {self.pairs}",
-                given=f"no pair left to train on ({dict(run.dropped)})",
-                allowed="at least one pair with two different, non-empty answers",
-                do="Make pairs with a smaller margin or more prompts.",
+                f"data: {self.data}", given=given, allowed=allowed, do="Train on them one after the other."
             )
-        return rows
+        run.tokens["trained"] = round(run.tokens.get("trained", 0) * self.epochs)
+        return groups
 
-    def _build(self, run: Run, folder: Path, rows: list[dict[str, Any]]) -> Any:
-        import torch
-        from datasets import Dataset
-        from transformers import AutoModelForCausalLM, PrinterCallback, set_seed
-        from trl.trainer.dpo_config import DPOConfig
-        from trl.trainer.dpo_trainer import DPOTrainer
-        from trl.trainer.utils import disable_dropout_in_model
+    def _share(self, run: Run, part: Objective, groups: list[Group]) -> list[Group]:
+        """Return what a part of the objective learns from; never nothing."""
+        kept = groups if part is self.objective else []
+        if part is not self.objective:
+            kept = [found for group in groups if isinstance(found := part.select(group), Group)]
+        if not kept:
+            raise InputError(
+                f"data: {self.data}",
+                given=f"nothing left to train on ({dict(run.dropped)})",
+                allowed=f"at least one group that {type(part).__name__.lower()} learns from",
+                do="See the reasons in dropped.jsonl; make pairs with a smaller margin or more prompts.",
+            )
+        return kept
 
-        from align.logps import can_share, share_prefixes
-        from decode.chat import load_tokenizer
+    def _check(self, run: Run, group: Group, seen: set[str], tokenizer: Any) -> Group | Dropped:
+        from align.examples import encode_group, find_fault
+        from decode.chat import encode_prompt
+
+        fresh = getattr(self.objective, "fresh", None)
+        draws = fresh is not None and not fresh.role  # its answers are drawn: those of the data are not looked at
+        found = group.model_copy(update={"answers": ()}) if draws else self.objective.select(group)
+        if isinstance(found, Dropped):
+            return found
+        mark = content_id(found.model_dump(exclude={"id"}))
+        if mark in seen:
+            return Dropped(id=group.id, stage="data", reason="repeated")
+        seen.add(mark)
+        example = encode_group(tokenizer, found)
+        lengths = [len(row.ids) for row in example.rows] or [len(encode_prompt(tokenizer, found.prompt))]
+        if max(lengths) > self.max_tokens:
+            detail = f"{max(lengths)} tokens, over {self.max_tokens}"
+            return Dropped(id=group.id, stage="data", reason="too long", detail=detail)
+        if fault := find_fault(example):
+            return Dropped(id=group.id, stage="data", reason=fault)
+        run.tokens["trained"] = run.tokens.get("trained", 0) + sum(lengths)
+        return found
+
+    def _train(
+        self, run: Run, folder: Path, name: str, objective: Objective, groups: list[Group]
+    ) -> list[dict[str, Any]]:
+        """Train one part, or find it done; return what was logged at each step."""
+        checkpoints = run.home / "checkpoints" / name
+        done = checkpoints.with_suffix(".json")  # every process looks here, so that all skip a part or none does
+        if done.is_file():
+            return json.loads(done.read_text(encoding="utf-8"))
+        from transformers import set_seed
+
+        from align.trainers import make_trainer
 
         silence()
-        _score_completions_only()
         set_seed(self.seed)
-        on_gpu = torch.cuda.is_available()
-        half = self.dtype == "bfloat16" or (self.dtype == "auto" and on_gpu)
-        settings = DPOConfig(
-            output_dir=str(run.folder / "checkpoints"),
-            num_train_epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            lr_scheduler_type=self.schedule,
-            warmup_steps=self.warmup_frac,
-            per_device_train_batch_size=self.batch_size,
-            gradient_accumulation_steps=self.accumulate,
-            max_grad_norm=self.max_grad_norm,
-            max_length=None,
-            disable_dropout=False,  # TRL would disable the adapter's too, in silence; the model's own is disabled below
-            # Over one pass the reference's forward costs the same inside the step; over several it is computed once.
-            precompute_ref_log_probs=self.objective.needs_reference and self.epochs > 1,
-            gradient_checkpointing=self.gradient_checkpointing,
-            bf16=half,
-            logging_steps=1,
-            logging_nan_inf_filter=False,  # a loss that is no number is to be seen, and to stop us
-            save_steps=self.save_every,
-            save_total_limit=2,
-            report_to=list(self.report_to) or "none",
-            disable_tqdm=True,
-            seed=self.seed,
-            use_cpu=not on_gpu and not torch.backends.mps.is_available(),
-            **self.objective.trainer_settings(),
-        )
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if half else torch.float32)
-        disable_dropout_in_model(model)
-        _check_targets(model, self.lora.targets)
-        trainer = DPOTrainer(
-            model=model,
-            args=settings,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=load_tokenizer(str(folder)),
-            peft_config=self.lora.build(),
-        )
-        trainer.remove_callback(PrinterCallback)
-        exact = not self.lora.dropout and can_share(model)
-        if self.share_prompts or (self.share_prompts is None and not on_gpu and exact):
-            share_prefixes(model)
-        return trainer
-
-    def _save(self, run: Run, trainer: Any) -> None:
-        save_whole(run.folder / "adapter", trainer.model, trainer.processing_class)
-        shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+        trainer = make_trainer(self, objective, groups, folder=folder, checkpoints=checkpoints, run=run)
+        batches = math.ceil(len(trainer.train_dataset) / (self.batch_size * trainer.args.world_size))
+        steps = math.ceil(math.ceil(batches / self.accumulate) * self.epochs)
+        checkpoint = find_checkpoint(checkpoints)
+        stage_name = "train" if name == "adapter" else f"train {name}"
+        with run.progress.stage(stage_name, total=steps, already=read_step(checkpoint)) as stage:
+            beta = getattr(objective, "beta", None)
+            trainer.add_callback(watch(stage, say=run.progress.say, beta=beta))
+            with advise_on_memory(self.batch_size, self.max_tokens, checkpointing=self.gradient_checkpointing):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        history = [
+            {key: _plain(value) for key, value in row.items()} for row in trainer.state.log_history if "loss" in row
+        ]
+        if run.leader is not None:
+            trainer.save_model(
+                str(run.home / f".{name}")
+            )  # weights that are split are gathered by all; nothing is written
+            return history
+        save_whole(run.folder / name, lambda path: _save_adapter(trainer, path))
+        write_json(done, history)
+        return history
 
 
-def _text_of(side: Any) -> str | None:
-    """Return the last message's text, or the text itself; None for anything else."""
-    if isinstance(side, str):
-        return side
-    if isinstance(side, list) and side and isinstance(side[-1], dict) and isinstance(side[-1].get("content"), str):
-        return side[-1]["content"]
-    return None
-
-
-def _check_pair(row: dict[str, Any], seen: set[str], tokenizer: Any, *, max_tokens: int) -> dict[str, Any] | Dropped:
-    pair = {key: row.get(key) for key in ("prompt", "chosen", "rejected")}
-    row_id = str(row.get("id") or content_id(pair))
-
-    def refuse(reason: str, detail: str = "") -> Dropped:
-        return Dropped(id=row_id, stage="pairs", reason=reason, detail=detail)
-
-    texts = {key: _text_of(value) for key, value in pair.items()}
-    absent = [key for key, text in texts.items() if text is None]
-    if absent:
-        return refuse("missing column", f"{', '.join(absent)}; columns: {', '.join(sorted(row))}"[:200])
-    if len({type(value) for value in pair.values()}) > 1:
-        return refuse("mixed texts and message lists")
-    empty = [key for key, text in texts.items() if not str(text).strip()]
-    if empty:
-        return refuse("empty side", ", ".join(empty))
-    try:
-        json.dumps(pair, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # half of a surrogate pair is JSON, but no text that a tokenizer takes
-        return refuse("broken text")
-    if texts["chosen"] == texts["rejected"]:
-        return refuse("chosen equals rejected")
-    mark = content_id(pair)
-    if mark in seen:
-        return refuse("repeated pair")
-    seen.add(mark)
-    longest = max(
-        len(tokenizer.encode(f"{_flatten(pair['prompt'])}{_flatten(pair[key])}")) for key in ("chosen", "rejected")
-    )
-    return refuse("too long", f"{longest} tokens, over {max_tokens}") if longest > max_tokens else pair
-
-
-def _flatten(side: Any) -> str:
-    return side if isinstance(side, str) else "\n".join(f"{item['role']}\n{item['content']}" for item in side)
-
-
-def _check_targets(model: Any, targets: Sequence[str]) -> None:
-    """Refuse a name that no module ends in; PEFT is content when one of several is found."""
-    known = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules() if "." in name} | {"all-linear"}
-    unknown = [name for name in targets if name.rsplit(".", 1)[-1] not in known]
-    if unknown:
-        raise InputError(
-            "lora.targets",
-            given=", ".join(unknown),
-            allowed=f"all-linear, or names of modules: {', '.join(sorted(name for name in known if 'proj' in name))}",
-            do="Name modules of this model.",
-        )
-
-
-def _score_completions_only() -> None:
-    """Let TRL put the language-model head on completion positions alone, as it does by itself on Triton devices only.
-
-    Elsewhere it scores prompts and padding as well and throws them away: the same loss at 1.7 times a step's cost here.
-    This goes when TRL does it on a CPU.
-    """
-    import trl.trainer.utils
-
-    utils: Any = trl.trainer.utils
-    utils._use_triton = lambda device: True  # noqa: ARG005
+def _save_adapter(trainer: Any, path: Path) -> None:
+    """Save the trained adapter and the tokenizer, and nothing else."""
+    trainer.save_model(str(path))
+    (path / "training_args.bin").unlink(missing_ok=True)  # a pickle
+    shutil.rmtree(path / "ref", ignore_errors=True)  # the frozen copy
 
 
 def _plain(value: Any) -> Any:
     return float(value) if not isinstance(value, int | str) else value
 
 
-def _summarise(history: list[dict[str, Any]]) -> dict[str, float]:
+def _summarise(rows: list[dict[str, Any]], beta: float | None) -> dict[str, float]:
     """Average the last fifth of the steps: single steps are noise."""
-    rows = [row for row in history if "loss" in row]
     last = rows[-max(1, len(rows) // 5) :]
-    names = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
-    figures = {name: round(_mean(last, key), 4) for name, key in names.items() if key in last[-1]}
+    names = {"loss": ["loss"], "accuracy": ["rewards/accuracies", "accuracy"], "margin": ["rewards/margins", "margin"]}
+    figures = {
+        name: round(_mean(last, key), 4) for name, keys in names.items() for key in keys if key in last[-1]
+    }  # a reward model's have other names in TRL
     figures["steps"] = len(rows)
-    if "rewards/chosen" in last[-1]:
-        # The implicit reward is beta times the log-ratio to the reference: below 0, chosen answers became less likely.
-        figures["chosen_reward"] = round(_mean(last, "rewards/chosen"), 4)
+    for side in ("chosen", "rejected"):
+        # Log-ratio to the reference, in nats an answer: below 0, chosen answers became less likely.
+        ratios = [found[side] for row in last if side in (found := read_ratios(row, beta))]
+        if ratios:
+            figures[f"{side}_log_ratio"] = round(sum(ratios) / len(ratios), 4)
     return figures
 
 
-def _mean(rows: Iterator[dict[str, Any]] | list[dict[str, Any]], key: str) -> float:
+def _mean(rows: list[dict[str, Any]], key: str) -> float:
     values = [float(row[key]) for row in rows if key in row]
     return sum(values) / max(len(values), 1)

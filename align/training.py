@@ -2,13 +2,34 @@
 
 import math
 import shutil
+from collections import deque
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from counterfoil.errors import RunError
 from counterfoil.progress import Stage
 
-__all__ = ["find_checkpoint", "read_step", "save_whole", "silence", "watch"]
+__all__ = [
+    "advise_on_memory",
+    "find_checkpoint",
+    "read_ratios",
+    "read_step",
+    "refuse_not_finite",
+    "save_whole",
+    "silence",
+    "watch",
+]
+
+LOOK_BACK = 10
+"""Steps over which a fall of the chosen answers is looked at."""
+DISPLACED = (
+    "step {step}: chosen answers became less likely than under the reference ({mean:+.1f} nats an answer, mean of the last "
+    "steps). Raise beta, lower learning_rate, or add sft_weight (dpo)."
+)
+DISPLACED_NATS = -1.0
+"""Below this mean log-ratio an answer is said to have lost probability: a third of it is left."""
 
 
 def find_checkpoint(folder: Path) -> Path | None:
@@ -32,35 +53,94 @@ def silence() -> None:
     datasets.disable_progress_bars()
 
 
-def watch(stage: Stage) -> Any:
-    """Return a callback for transformers' Trainer that moves a bar, and stops a training whose loss is no number."""
+def read_ratios(logs: dict[str, Any], beta: float | None) -> dict[str, float]:
+    """Return the mean log-ratios of chosen and rejected answers to the reference, in nats an answer, where they are logged.
+
+    Our own trainer logs them; TRL logs rewards, which are beta times as large.
+    """
+    found: dict[str, float] = {}
+    for side in ("chosen", "rejected"):
+        if f"log_ratio/{side}" in logs:
+            found[side] = float(logs[f"log_ratio/{side}"])
+        elif beta and f"rewards/{side}" in logs:
+            found[side] = float(logs[f"rewards/{side}"]) / beta
+    return found
+
+
+def watch(stage: Stage, *, say: Callable[[str], None] | None = None, beta: float | None = None) -> Any:
+    """Return a callback for transformers' Trainer that moves a bar, and stops a training whose loss is no number.
+
+    `say` is told once when chosen answers lose probability against the reference, as they do under many preference losses.
+    """
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
+        def __init__(self) -> None:
+            self.recent: deque[float] = deque(maxlen=LOOK_BACK)
+            self.told = say is None
+
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
             loss = (logs or {}).get("loss")
             if loss is None:
                 return
-            if not math.isfinite(float(loss)):
-                raise RunError(
-                    f"step {state.global_step}",
-                    given=f"the loss became {loss}",
-                    allowed="a finite loss",
-                    do="Lower learning_rate (with a preference loss, or raise its beta); the last checkpoint is kept.",
-                )
+            refuse_not_finite(float(loss), "", step=state.global_step)
+            # The step was taken, but nothing is saved before the next callbacks run.
+            refuse_not_finite(float(logs.get("grad_norm", 0)), "", step=state.global_step, what="gradient's norm")
             shown = {"loss": f"{float(loss):.3f}"}
             if "rewards/accuracies" in logs:
                 shown["accuracy"] = f"{float(logs['rewards/accuracies']):.2f}"
+            ratios = read_ratios(logs, beta)
+            if "chosen" in ratios and math.isfinite(ratios["chosen"]):
+                shown["chosen"] = f"{ratios['chosen']:+.1f} nats"
+                self.recent.append(ratios["chosen"])
+            mean = sum(self.recent) / max(len(self.recent), 1)
+            if not self.told and say and len(self.recent) == LOOK_BACK and mean < DISPLACED_NATS:
+                self.told = True
+                say(DISPLACED.format(step=state.global_step, mean=mean))
             stage.advance(1, **shown)
 
     return Watch()
 
 
-def save_whole(target: Path, *parts: Any) -> None:
-    """Save a model and its tokenizer; the folder appears by rename."""
+def refuse_not_finite(value: float, records: str, *, step: int, what: str = "loss") -> None:
+    """Raise RunError where a loss or a gradient is no number, naming the records that made it."""
+    if not math.isfinite(value):
+        raise RunError(
+            f"step {step}",
+            given=f"the {what} became {value}" + (f" on {records}" if records else ""),
+            allowed=f"a finite {what}",
+            do="Train anew with a lower learning_rate (with a preference loss, or a higher beta); the run's folder keeps its "
+            "last checkpoint, which start=FOLDER goes on from.",
+        )
+
+
+@contextmanager
+def advise_on_memory(batch_size: int, max_tokens: int, *, checkpointing: bool) -> Generator[None]:
+    """Raise RunError that names the setting to lower where a training runs out of memory."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        full = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+        if not full:
+            raise
+        ways = [f"batch_size below {batch_size} (and accumulate above 1 for the same step)"] if batch_size > 1 else []
+        ways += [] if checkpointing else ["gradient_checkpointing=true"]
+        raise RunError(
+            "memory",
+            given=str(error).splitlines()[0][:160] or "none left",
+            allowed="a step that fits",
+            do=f"Train anew with {', or '.join([*ways, f'max_tokens below {max_tokens}'])}; the run's folder keeps its last "
+            "checkpoint, which start=FOLDER goes on from.",
+        ) from error
+
+
+def save_whole(target: Path, *savers: Callable[[Path], Any]) -> None:
+    """Let each of `savers` write into a folder that appears under its name by rename."""
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    for part in parts:
-        part.save_pretrained(partial)
+    for save in savers:
+        save(partial)
     shutil.rmtree(target, ignore_errors=True)
     partial.replace(target)

@@ -9,18 +9,20 @@ log-ratio is divided by its answer's tokens, so that a shorter chosen answer doe
 equation 1), which keeps the chosen answers' probability from falling.
 """
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from align.objective import Objective
+from align.objective import TrlObjective, select_pair
+from counterfoil.records import Dropped, Group
 
 __all__ = ["Dpo"]
 
 
-class Dpo(Objective):
+class Dpo(TrlObjective):
     """Raise the chosen answer against the rejected one, held to the reference by beta."""
 
+    trainer: ClassVar[Literal["dpo", "sft", "reward"]] = "dpo"
     needs_reference: ClassVar[bool] = True
 
     beta: float = Field(default=0.1, gt=0)
@@ -38,6 +40,10 @@ class Dpo(Objective):
         if self.length_normalised and self.label_smoothing:
             raise ValueError("label_smoothing is not defined together with length_normalised")
         return self
+
+    def select(self, group: Group) -> Group | Dropped:
+        """Take a chosen and a rejected answer."""
+        return select_pair(group)
 
     def trainer_settings(self) -> dict[str, Any]:
         """Return TRL's settings."""

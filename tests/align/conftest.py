@@ -15,8 +15,8 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Return what runs a job in a folder and interrupts it after a step; the job's module calls `watch`."""
 
     def run(job: Job, folder: Any, *, module: ModuleType, step: int) -> None:
-        def breaking(stage: Any) -> Any:
-            shown = watch(stage)
+        def breaking(stage: Any, **rest: Any) -> Any:
+            shown = watch(stage, **rest)
             inner = shown.on_log
 
             def on_log(args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:

@@ -9,7 +9,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from align.logps import Trie, can_share, share_prefixes
+from align.logps import Trie, _attend, can_share, share_prefixes
 from counterfoil.errors import InputError
 
 SMALL: dict[str, Any] = {
@@ -108,7 +108,7 @@ def test_states_and_gradients_are_those_of_the_plain_form(kind: str, shape: str,
     sum((state * weight).sum() for state, weight in zip(expected, weights, strict=True)).backward()  # pyright: ignore
     gradients = read_gradients(model)
 
-    share_prefixes(model.get_base_model())
+    share_prefixes(model.get_base_model(), least_saved=0)
     ids, mask = pad(rows, side)
     states = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     assert states.shape == (*ids.shape, 32)
@@ -138,7 +138,7 @@ def test_a_trie_has_a_node_for_each_different_prefix(shape: str) -> None:
 
 def test_a_tokens_change_in_one_branch_reaches_no_other() -> None:
     model = make_model("llama").get_base_model()
-    share_prefixes(model)
+    share_prefixes(model, least_saved=0)
     rows = make_rows("two pairs")
     before = model.base_model(*pad(rows, "right"), use_cache=False).last_hidden_state
     changed = [rows[0], rows[1], [*rows[2][:-3], 90, 91, 92], rows[3]]
@@ -146,6 +146,25 @@ def test_a_tokens_change_in_one_branch_reaches_no_other() -> None:
     for at in (0, 1, 3):
         torch.testing.assert_close(after[at, : len(rows[at])], before[at, : len(rows[at])], rtol=1e-5, atol=1e-5)
     assert not torch.allclose(after[2, len(rows[2]) - 3 : len(rows[2])], before[2, len(rows[2]) - 3 : len(rows[2])])
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_plain_form_is_chosen_where_too_little_is_saved(side: str) -> None:
+    model = make_model("llama").get_base_model()
+    apart = [[first, *range(10, 10 + length)] for first, length in ((3, 39), (4, 39), (5, 38))]  # one of 120 is padding
+    alone = [model.base_model(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state[0] for row in apart]
+    share_prefixes(model)
+    seen: list[int] = []
+    model.base_model.layers[0].register_forward_hook(lambda _, given, __: seen.append(given[0].shape[:2].numel()))
+    ids, mask = pad(apart, side)
+    states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    assert seen == [ids.numel()]
+    for row, keep, expected in zip(states, mask, alone, strict=True):
+        torch.testing.assert_close(row[keep.bool()], expected, rtol=1e-5, atol=2e-5)
+    ids, mask = pad(make_rows("two pairs"), side)
+    model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+    assert seen[1:] == [len(Trie.build(ids, mask).source)]
+    assert seen[1] < ids.numel()
 
 
 def test_calls_of_another_form_go_through_as_before() -> None:
@@ -168,7 +187,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     for checkpoint in (False, True):
         model = make_model("llama").train()
         base = model.get_base_model()
-        share_prefixes(base)
+        share_prefixes(base, least_saved=0)
         if checkpoint:
             base.gradient_checkpointing_enable({"use_reentrant": False})
         ids, mask = pad(make_rows("two pairs"), "right")
@@ -196,3 +215,36 @@ def test_models_whose_states_need_more_than_a_prefix_are_refused_by_name() -> No
         assert not can_share(model)
         with pytest.raises(InputError, match=reason):
             share_prefixes(model)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_mask_in_two_comparisons_is_that_of_prefixes(shape: str, side: str, window: int | None) -> None:
+    """Node q sees kv if kv stands on some row at or before q: looked up row by row."""
+    rows = make_rows(shape)
+    trie = Trie.build(*pad(rows, side))
+    size = len(trie.source)
+    expected = torch.zeros(size, size, dtype=torch.bool)
+    for nodes, keep in zip(trie.target, pad(rows, side)[1], strict=True):
+        row = nodes[keep.bool()].tolist()
+        for at, q in enumerate(row):
+            for near in range(at + 1):
+                expected[q, row[near]] = window is None or at - near < window
+    index = torch.arange(size)
+    found = trie.sees(window)(0, 0, index[:, None], index[None])
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")  # the unfused form is what a reference wants
+def test_flex_attention_with_that_mask_is_the_attention_of_rows() -> None:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    torch.manual_seed(0)
+    rows = make_rows("two pairs")
+    trie = Trie.build(*pad(rows, "right"))
+    size = len(trie.source)
+    query, key, value = (torch.randn(1, heads, size, 8) for heads in (4, 2, 2))
+    found = flex_attention(query, key, value, block_mask=trie.block_mask(None), enable_gqa=True)
+    expected, _ = _attend(None, query, key, value, None, trie=trie)
+    torch.testing.assert_close(found.transpose(1, 2), expected, rtol=1e-5, atol=1e-5)  # pyright: ignore

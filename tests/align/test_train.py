@@ -1,16 +1,20 @@
 """Training on TRL with a tiny random model: what is dropped, what is kept, and that a kill changes nothing."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from align import train as train_module
+from align import trainers
 from align.objectives.dpo import Dpo
+from align.objectives.ipo import Ipo
+from align.objectives.pairwise import Pairwise
 from align.train import Lora, Train
 from counterfoil.errors import InputError, RunError
 from counterfoil.job import Finished
@@ -36,7 +40,7 @@ def make_pairs(path: Path, count: int = 12) -> Path:
 
 def make_job(pairs: Path, model: Path, **changes: Any) -> Train:
     settings: dict[str, Any] = {"batch_size": 2, "save_every": 2, "learning_rate": 1e-2, "lora": Lora(rank=4)}
-    return Train(pairs=pairs, model=str(model), **(settings | changes))
+    return Train(data=pairs, model=str(model), **(settings | changes))
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -74,22 +78,9 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     assert (resumed.folder / "metrics.jsonl").read_text().count("\n") == 12
 
 
-def test_scoring_completions_alone_changes_no_loss(
-    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from trl.trainer import utils
-
-    from trl.kernels.chunked_logprob import _use_triton  # isort: skip
-
-    pairs = make_pairs(tmp_path / "pairs.jsonl")
-    ours = make_job(pairs, tiny_model).run(tmp_path / "ours", quiet=True)
-    monkeypatch.setattr(train_module, "_score_completions_only", lambda: setattr(utils, "_use_triton", _use_triton))
-    check_same_steps(ours, make_job(pairs, tiny_model).run(tmp_path / "plain", quiet=True))
-
-
-@pytest.mark.parametrize("epochs", [1, 2])  # with the reference in the step, and computed before
-def test_sharing_prompts_changes_no_figure_of_a_step(tmp_path: Path, tiny_model: Path, epochs: int) -> None:
-    job = make_job(make_pairs(tmp_path / "pairs.jsonl"), tiny_model, epochs=epochs, batch_size=4)
+@pytest.mark.parametrize("cached", [True, False])  # with the reference computed before, and in the step
+def test_sharing_prompts_changes_no_figure_of_a_step(tmp_path: Path, tiny_model: Path, cached: bool) -> None:
+    job = make_job(make_pairs(tmp_path / "pairs.jsonl"), tiny_model, batch_size=4, cache_reference=cached)
     ours = job.model_copy(update={"share_prompts": True}).run(tmp_path / "ours", quiet=True)
     plain = job.model_copy(update={"share_prompts": False}).run(tmp_path / "plain", quiet=True)
     check_same_steps(ours, plain)
@@ -124,13 +115,13 @@ def test_what_cannot_teach_is_dropped_by_name(tmp_path: Path, tiny_model: Path) 
     assert done.manifest["counts"]["read"] == 12
     assert done.manifest["counts"]["kept"] == 4
     assert done.manifest["counts"]["dropped"] == {
-        "pairs: broken text": 1,
-        "pairs: chosen equals rejected": 1,
-        "pairs: empty side": 1,
-        "pairs: missing column": 1,
-        "pairs: mixed texts and message lists": 1,
-        "pairs: repeated pair": 1,
-        "pairs: too long": 1,
+        "data: broken text": 1,
+        "data: missing column": 1,
+        "data: mixed texts and message lists": 1,
+        "data: repeated": 1,
+        "data: too long": 1,
+        "objective: chosen equals rejected": 1,
+        "objective: empty side": 1,
         "read: broken JSON": 1,
     }
 
@@ -138,7 +129,7 @@ def test_what_cannot_teach_is_dropped_by_name(tmp_path: Path, tiny_model: Path) 
 def test_nothing_left_to_train_on_is_an_input_error(tmp_path: Path, tiny_model: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "b"}) + "\n")
-    with pytest.raises(InputError, match="no pair left"):
+    with pytest.raises(InputError, match="nothing left"):
         make_job(path, tiny_model).run(tmp_path / "run", quiet=True)
     assert not (tmp_path / "run" / "manifest.json").exists()
 
@@ -229,18 +220,45 @@ def test_dropout_is_the_adapters_own_and_does_something(
     from torch.nn import Dropout
 
     found: list[tuple[set[float], bool]] = []
-    real = Train._build
+    real = trainers.make_trainer
 
-    def spy(self: Train, *given: Any) -> Any:
-        trainer = real(self, *given)
+    def spy(*given: Any, **rest: Any) -> Any:
+        trainer = real(*given, **rest)
         parts = [part for part in trainer.model.modules() if isinstance(part, Dropout)]
         shares = "forward" in vars(trainer.model.get_base_model().base_model)
         found.append(({part.p for part in parts} - {0.0}, shares))
         return trainer
 
-    monkeypatch.setattr(Train, "_build", spy)
+    monkeypatch.setattr(trainers, "make_trainer", spy)
     job = make_job(make_pairs(tmp_path / "pairs.jsonl"), tiny_model, epochs=2)
     plain = job.run(tmp_path / "plain", quiet=True)
     dropping = job.model_copy(update={"lora": Lora(rank=4, dropout=0.3)}).run(tmp_path / "dropping", quiet=True)
     assert found == [(set(), True), ({0.3}, False)]
     assert plain.figures["loss"] != dropping.figures["loss"]
+
+
+LOSSES = get_args(Pairwise.model_fields["loss_type"].annotation)
+AT_REFERENCE = {"ipo": 25.0, "hinge": 1.0, "bco_pair": 2 * math.log(2), "nca_pair": 2 * math.log(2), "aot": math.log(2),
+                "apo_zero": 1.0,
+                "sppo_hard": 2 * (0.5 / 0.1) ** 2, "discopop": 0.5 * math.log(2) + 0.5, "robust": math.log(2),
+                "aot_unpaired": math.log(2), "apo_down": 1.0,
+                "exo_pair": -math.log(2) - 0.5 * math.log(0.9 * 0.1)}  # fmt: skip
+"""What TRL's losses are where both log-ratios are 0, at beta 0.1 (robust: with any smoothing, exo_pair: with 0.1)."""
+
+
+@pytest.mark.parametrize("loss", [*LOSSES, "ipo"])
+def test_every_pair_loss_of_trl_trains(loss: Any, tmp_path: Path, tiny_model: Path) -> None:
+    smoothing = 0.1 if loss in ("exo_pair", "robust") else 0.0
+    objective = Ipo() if loss == "ipo" else Pairwise(loss_type=loss, label_smoothing=smoothing)
+    pairs = make_pairs(tmp_path / "pairs.jsonl", count=4)
+    done = make_job(pairs, tiny_model, objective=objective, batch_size=4, epochs=3).run(tmp_path / "run", quiet=True)
+    rows = [json.loads(line)["loss"] for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0] == pytest.approx(AT_REFERENCE[loss], rel=1e-3)
+    assert rows[-1] < rows[0]
+
+
+def test_settings_that_a_loss_would_ignore_are_refused() -> None:
+    with pytest.raises(ValueError, match="label_smoothing is known"):
+        Pairwise(loss_type="hinge", label_smoothing=0.1)
+    with pytest.raises(ValueError, match="exo_pair needs"):
+        Pairwise(loss_type="exo_pair")

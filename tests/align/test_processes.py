@@ -1,0 +1,78 @@
+"""Two processes on one training (gloo, as `accelerate launch` starts them) against one process with the same batches."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from counterfoil.records import Answer, Group
+
+
+def write(path: Path) -> Path:
+    made = [
+        Group.make(
+            [{"role": "user", "content": f"Say {number}."}],
+            [
+                Answer(text=f"yes {number}", role="chosen", score=1.0),
+                Answer(text="no " * (1 + number % 3), role="rejected", score=number / 10),
+            ],
+        )
+        for number in range(16)
+    ]
+    path.write_text("".join(item.model_dump_json() + "\n" for item in made))
+    return path
+
+
+def train(folder: Path, config: Path, *overrides: str, processes: int) -> list[dict[str, Any]]:
+    """Run `counterfoil align` in `processes` processes; return what was logged."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "counterfoil", "align", str(config), "--to", str(folder), "--quiet", *overrides]
+    common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    ranks = [
+        {} if processes == 1 else {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+        for rank in range(processes)
+    ]
+    started = [
+        subprocess.Popen(command, env=common | rank, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for rank in ranks
+    ]
+    for process in started:
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, said[-3000:]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("objective", ["dpo", "copg"])
+def test_two_processes_give_the_loss_curve_of_one(objective: str, tmp_path: Path, tiny_model: Path) -> None:
+    config = tmp_path / "job.yaml"
+    config.write_text(f"objective: {objective}\nlora: {{rank: 4}}\nepochs: 2\nlearning_rate: 5.0e-3\nsave_every: 3\n")
+    given = (f"data={write(tmp_path / 'data.jsonl')}", f"model={tiny_model}")
+    alone = train(tmp_path / "one", config, *given, "batch_size=4", processes=1)
+    both = train(tmp_path / "two", config, *given, "batch_size=2", processes=2)
+    assert len(alone) == len(both) == 8
+    for row, twin in zip(alone, both, strict=True):
+        assert row["loss"] == pytest.approx(twin["loss"], rel=1e-4, abs=1e-5)
+    assert (tmp_path / "two" / "adapter" / "adapter_model.safetensors").is_file()
+    assert not [item for item in (tmp_path / "two").iterdir() if item.name.startswith(".adapter")]
+    assert json.loads((tmp_path / "two" / "manifest.json").read_text())["counts"]["kept"] == 16
+
+
+def load_launcher(name: str) -> Any:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    return load_config_from_file(str(Path(__file__).parents[2] / "configs" / "accelerate" / f"{name}.yaml"))
+
+
+def test_accelerate_reads_its_configs() -> None:
+    """It refuses keys that it does not know."""
+    sharded = load_launcher("fsdp")
+    assert sharded.distributed_type == "FSDP"
+    assert sharded.fsdp_config["fsdp_version"] == 2
+    assert load_launcher("deepspeed").deepspeed_config["zero_stage"] == 2

@@ -1,0 +1,161 @@
+"""A training that was stopped anywhere ends with the weights of one that was not; batches may be cut as they fit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from align import train as train_module
+from align.objective import Objective
+from align.objectives.copg import Copg
+from align.objectives.distill import Distill
+from align.objectives.dpo import Dpo
+from align.objectives.sft import Sft
+from align.objectives.unlikelihood import Unlikelihood
+from align.train import Lora, Train
+from counterfoil.job import Finished
+from counterfoil.records import Answer, Group, Message, Span
+
+
+def write(path: Path, count: int = 8) -> Path:
+    """Write groups that every objective of this file learns something from, and no two of which have as much in them."""
+    made: list[Group] = []
+    for number in range(count):
+        good = Answer(text="Yes, it is fine. " * (1 + number % 3), role="chosen", score=1.0)
+        bad = Answer(text=f"No, it is {number}.", role="rejected", score=number / 10)
+        faulty = Answer(text="It is bad.", score=0.5, spans=(Span(start=6, stop=9),))
+        answers = [good, bad, *([faulty] if number % 3 else [])]
+        made.append(Group.make([Message(role="user", content=f"How is number {number}?")], answers))
+    path.write_text("".join(group.model_dump_json() + "\n" for group in made))
+    return path
+
+
+def make_job(folder: Path, model: Path, objective: Objective, **changes: Any) -> Train:
+    settings: dict[str, Any] = {
+        "batch_size": 2,
+        "save_every": 2,
+        "learning_rate": 1e-2,
+        "lora": Lora(rank=4),
+        "epochs": 2,
+    }
+    settings = {key: value for key, value in settings.items() if key != "lora" or "start" not in changes}
+    data = folder / "groups.jsonl"
+    return Train(
+        data=data if data.is_file() else write(data), model=str(model), objective=objective, **(settings | changes)
+    )
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def assert_equal(one: Path, other: Path) -> None:
+    left, right = read_weights(one), read_weights(other)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.fixture(scope="module")
+def start(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train an adapter to start from."""
+    folder = tmp_path_factory.mktemp("start")
+    return make_job(folder, tiny_model, Sft()).run(folder / "run", quiet=True).path("adapter")
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("objective", [Copg(beta=0.5), Dpo()], ids=["copg", "dpo"])
+def test_it_goes_on_beside_a_frozen_copy(
+    objective: Objective, cached: bool, tmp_path: Path, tiny_model: Path, start: Path, interrupt: Callable[..., None]
+) -> None:
+    """The checkpoint holds two adapters; the one that was trained is the one that goes on."""
+    job = make_job(tmp_path, tiny_model, objective, start=start, reference="start", cache_reference=cached)
+    whole = job.run(tmp_path / "whole", quiet=True)
+    interrupt(job, tmp_path / "broken", module=train_module, step=5)
+    assert_equal(whole.folder, job.run(tmp_path / "broken", quiet=True).folder)
+    first = load_file(start / "adapter_model.safetensors")
+    assert any(not torch.equal(value, first[name]) for name, value in read_weights(whole.folder).items())
+
+
+@pytest.mark.parametrize("objective", [Copg(beta=0.5), Sft()], ids=["copg", "sft"])
+def test_it_goes_on_between_batches_of_one_step(
+    objective: Objective, tmp_path: Path, tiny_model: Path, interrupt: Callable[..., None]
+) -> None:
+    job = make_job(tmp_path, tiny_model, objective, batch_size=1, accumulate=2)
+    whole = job.run(tmp_path / "whole", quiet=True)
+    interrupt(job, tmp_path / "broken", module=train_module, step=5)
+    assert_equal(whole.folder, job.run(tmp_path / "broken", quiet=True).folder)
+
+
+def read_losses(done: Finished) -> list[float]:
+    return [json.loads(line)["loss"] for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+LOSSES = {"copg": Copg(beta=0.5), "unlikelihood": Unlikelihood(), "distill": Distill(), "dpo": Dpo()}
+
+
+@pytest.mark.parametrize("objective", LOSSES.values(), ids=LOSSES)
+def test_four_at_once_are_four_times_one(objective: Objective, tmp_path: Path, tiny_model: Path) -> None:
+    runs = [
+        make_job(tmp_path, tiny_model, objective, batch_size=size, accumulate=4 // size).run(
+            tmp_path / str(size), quiet=True
+        )
+        for size in (4, 1)
+    ]
+    assert read_losses(runs[0]) == pytest.approx(read_losses(runs[1]), rel=1e-4, abs=1e-5)
+    one, other = (read_weights(run.folder) for run in runs)
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_ends_with_the_same_weights(tmp_path: Path, tiny_model: Path) -> None:
+    """SIGKILL after random times, a checkpoint every step: in loading, in the reference, in a step, while saving."""
+    config = tmp_path / "job.yaml"
+    config.write_text("objective: {name: copg, beta: 0.5}\nlora: {rank: 4}\nepochs: 8\nsave_every: 1\nbatch_size: 1\n")
+    write(tmp_path / "groups.jsonl", count=12)
+    given = [f"data={tmp_path / 'groups.jsonl'}", f"model={tiny_model}"]
+    env = os.environ | {"COUNTERFOIL_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+
+    def begin(name: str) -> subprocess.Popen[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "counterfoil",
+            "align",
+            str(config),
+            *given,
+            "--to",
+            str(tmp_path / name),
+            "--quiet",
+        ]
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    whole = begin("whole")
+    said, _ = whole.communicate(timeout=300)
+    assert whole.returncode == 0, said[-3000:]
+    draw, kills, saved = random.Random(0), 0, tmp_path / "broken" / "checkpoints" / "adapter"
+    for _ in range(3):
+        running = begin("broken")
+        before = {path.name for path in saved.glob("*")}
+        while running.poll() is None and before == {path.name for path in saved.glob("*")}:
+            time.sleep(0.01)  # until it writes its next checkpoint
+        time.sleep(draw.uniform(0, 0.3))
+        if running.poll() is None:
+            running.send_signal(signal.SIGKILL)
+            kills += 1
+        running.communicate()
+    last = begin("broken")
+    said, _ = last.communicate(timeout=300)
+    assert last.returncode == 0, said[-3000:]
+    assert kills >= 2
+    assert_equal(tmp_path / "whole", tmp_path / "broken")
