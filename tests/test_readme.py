@@ -44,6 +44,19 @@ def test_the_script_in_the_readme_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_training_in_the_readme_runs(tmp_path: Path) -> None:
+    row = {"prompt": "Name a colour.", "completions": ["Red.", "A river."], "scores": [1.0, 0.0]}
+    (tmp_path / "scored.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "script.py").write_text(read_scripts()[1])
+    env = os.environ | {"COUNTERFOIL_RUNS": str(tmp_path / "runs")}
+    done = subprocess.run(
+        [sys.executable, "script.py"], env=env, capture_output=True, text=True, timeout=300, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "'steps': 1" in done.stdout
+
+
+@pytest.mark.slow
 def test_the_lines_that_decode_run() -> None:
     """They stand where a user has a model and a tokenizer already."""
     from transformers import AutoModelForCausalLM
@@ -53,7 +66,7 @@ def test_the_lines_that_decode_run() -> None:
         "model": AutoModelForCausalLM.from_pretrained(folder),
         "tokenizer": load_tokenizer(str(folder)),
     }
-    *before, last = read_scripts()[1].strip().splitlines()
+    *before, last = read_scripts()[2].strip().splitlines()
     exec("\n".join(before), names)
     found = eval(last, names)
     assert found.shape[1] > names["inputs"]["input_ids"].shape[1]
@@ -63,7 +76,7 @@ def test_the_lines_that_decode_run() -> None:
 def test_the_lines_for_vllm_run(tmp_path: Path) -> None:
     """As a script, with the embedded model for both."""
     names = re.compile('"(MODEL|AMATEUR)"')
-    script = names.sub(lambda _: repr(str(find_model("smollm2"))), read_scripts()[2])
+    script = names.sub(lambda _: repr(str(find_model("smollm2"))), read_scripts()[3])
     path = tmp_path / "script.py"
     path.write_text(script.replace("llm.generate(", "print(llm.generate(").rstrip() + "[0].outputs[0].text)\n")
     env = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
