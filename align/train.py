@@ -17,7 +17,16 @@ from pydantic import Field
 from align.data import read_groups
 from align.objective import Objective
 from align.objectives.dpo import Dpo
-from align.training import advise_on_memory, find_checkpoint, read_ratios, read_step, save_whole, silence, watch
+from align.training import (
+    advise_on_memory,
+    find_checkpoint,
+    log_to,
+    read_ratios,
+    read_step,
+    save_whole,
+    silence,
+    watch,
+)  # fmt: skip
 from counterfoil.config import Config
 from counterfoil.errors import ConfigError, InputError
 from counterfoil.job import InputPath, Job, Run
@@ -102,7 +111,7 @@ class Train(Job):
     gradient_checkpointing: bool = False
     """Trade a third more time for much less memory."""
     report_to: tuple[str, ...] = ()
-    """Trackers that transformers knows: tensorboard, trackio, wandb ..."""
+    """Trackers that transformers knows: tensorboard (into the run's folder), trackio, wandb ... by their own packages."""
     seed: int = 0
     """Of the adapter's start and the order of the data."""
 
@@ -210,7 +219,8 @@ class Train(Job):
 
         silence()
         set_seed(self.seed)
-        trainer = make_trainer(self, objective, groups, folder=folder, checkpoints=checkpoints, run=run)
+        with log_to(run.folder / "tensorboard" / name):
+            trainer = make_trainer(self, objective, groups, folder=folder, checkpoints=checkpoints, run=run)
         batches = math.ceil(len(trainer.train_dataset) / (self.batch_size * trainer.args.world_size))
         steps = math.ceil(math.ceil(batches / self.accumulate) * self.epochs)
         checkpoint = find_checkpoint(checkpoints)

@@ -1,6 +1,7 @@
 """What trainings share: checkpoints, the bar, a stop where the loss is no number, weights that appear whole."""
 
 import math
+import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Generator
@@ -12,15 +13,9 @@ from counterfoil.errors import RunError
 from counterfoil.progress import Stage
 
 __all__ = [
-    "advise_on_memory",
-    "find_checkpoint",
-    "read_ratios",
-    "read_step",
-    "refuse_not_finite",
-    "save_whole",
-    "silence",
+    "advise_on_memory", "find_checkpoint", "log_to", "read_ratios", "read_step", "refuse_not_finite", "save_whole", "silence",
     "watch",
-]
+]  # fmt: skip
 
 LOOK_BACK = 10
 """Steps over which a fall of the chosen answers is looked at."""
@@ -28,6 +23,7 @@ DISPLACED = (
     "step {step}: chosen answers became less likely than under the reference ({mean:+.1f} nats an answer, mean of the last "
     "steps). Raise beta, lower learning_rate, or add sft_weight (dpo)."
 )
+TENSORBOARD = "TENSORBOARD_LOGGING_DIR"  # transformers reads it
 DISPLACED_NATS = -1.0
 """Below this mean log-ratio an answer is said to have lost probability: a third of it is left."""
 
@@ -112,6 +108,18 @@ def refuse_not_finite(value: float, records: str, *, step: int, what: str = "los
             do="Train anew with a lower learning_rate (with a preference loss, or a higher beta); the run's folder keeps its "
             "last checkpoint, which start=FOLDER goes on from.",
         )
+
+
+@contextmanager
+def log_to(folder: Path) -> Generator[None]:
+    """Let TensorBoard's log lie in a folder that stays, unless the user named one: checkpoints do not stay."""
+    before = os.environ.get(TENSORBOARD)
+    os.environ.setdefault(TENSORBOARD, str(folder))
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(TENSORBOARD, None)
 
 
 @contextmanager

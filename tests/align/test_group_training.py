@@ -129,7 +129,8 @@ def read_weights(done: Finished, name: str = "adapter") -> dict[str, torch.Tenso
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_what_it_minimises_falls(kind: str, tmp_path: Path, tiny_model: Path) -> None:
-    done = make_job(kind, tmp_path, tiny_model).run(tmp_path / "run", quiet=True)
+    rate = 5e-3 if kind == "thought_path" else 2e-2  # cosines of a tiny model's states leap about at the larger one
+    done = make_job(kind, tmp_path, tiny_model, learning_rate=rate).run(tmp_path / "run", quiet=True)
     rows = read_steps(done)
     name = MAKERS[kind][2]
     first, last = (sum(row[name] for row in part) / len(part) for part in (rows[:3], rows[-3:]))
