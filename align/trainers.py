@@ -88,6 +88,7 @@ def make_trainer(
             setup, objective
         )
     if FROZEN in model.peft_config:
+        _still_copy(model)
         _resume_own(trainer)
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -237,6 +238,13 @@ def _replace_head(trainer: Any, model: Any) -> None:
     base = model.get_base_model()
     if not getattr(trainer, "aux_loss_enabled", False) and not isinstance(find_head(base), str):
         install_head(base)
+
+
+def _still_copy(model: Any) -> None:
+    """Take the dropout out of the frozen copy: it is computed beside the policy, in training, and would be noise."""
+    for part in model.modules():
+        if FROZEN in getattr(part, "lora_dropout", {}):
+            part.lora_dropout[FROZEN] = torch.nn.Identity()
 
 
 def _resume_own(trainer: Any) -> None:

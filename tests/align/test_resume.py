@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from align import train as train_module
+from align import trainers
 from align.objective import Objective
 from align.objectives.copg import Copg
 from align.objectives.distill import Distill
@@ -84,6 +85,30 @@ def test_it_goes_on_beside_a_frozen_copy(
     assert_equal(whole.folder, job.run(tmp_path / "broken", quiet=True).folder)
     first = load_file(start / "adapter_model.safetensors")
     assert any(not torch.equal(value, first[name]) for name, value in read_weights(whole.folder).items())
+
+
+@pytest.mark.parametrize("objective", [Copg(beta=0.5), Dpo()], ids=["copg", "dpo"])
+def test_a_frozen_copy_drops_nothing_out(
+    objective: Objective, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reference that is computed in the step would be noise. The adapter that is trained keeps its dropout."""
+    first = make_job(tmp_path, tiny_model, Sft(), lora=Lora(rank=4, dropout=0.3), epochs=1)
+    start = first.run(tmp_path / "first", quiet=True).path("adapter")
+    found: list[Any] = []
+    real = trainers.make_trainer
+
+    def spy(*given: Any, **rest: Any) -> Any:
+        trainer = real(*given, **rest)
+        found.extend(part.lora_dropout for part in trainer.model.modules() if hasattr(part, "lora_dropout"))
+        return trainer
+
+    monkeypatch.setattr(trainers, "make_trainer", spy)
+    job = make_job(tmp_path, tiny_model, objective, start=start, reference="start", cache_reference=False, epochs=1)
+    job.run(tmp_path / "run", quiet=True)
+    assert found
+    for parts in found:
+        assert parts["default"].p == 0.3
+        assert isinstance(parts["ref"], torch.nn.Identity)
 
 
 @pytest.mark.parametrize("objective", [Copg(beta=0.5), Sft()], ids=["copg", "sft"])
