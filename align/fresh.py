@@ -75,7 +75,7 @@ class Sampler:
         try:
             with torch.random.fork_rng(), torch.no_grad(), _weights(model, self._copies[-1]):
                 torch.manual_seed(int(content_id(self._seed, step, [group.id for group in groups])[:15], 16))
-                # The policy is what its logits say: a model's own settings (penalties, top-p) fill what is left open.
+                # In place of the model's own, whose penalties and cuts would fill in what a request leaves open.
                 model.generation_config = GenerationConfig(
                     do_sample=True,
                     temperature=self._fresh.temperature,
@@ -121,7 +121,7 @@ class Sampler:
         self._store.put("fresh", f"{step:09d} {group.id}", found.model_dump_json())
         if isinstance(found, Group):
             return found
-        return group if group.answers else whole  # what teaches nothing here has a gradient of 0
+        return group if group.answers else whole  # equal scores are a lesson too: the answers stay as likely
 
 
 def _trained(model: Any) -> dict[str, Tensor]:

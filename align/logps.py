@@ -32,7 +32,7 @@ __all__ = ["Scores", "Tail", "Trie", "can_share", "install_head", "share_prefixe
 
 ATTENTION = "counterfoil_trie"  # the name under which transformers finds `_attend`
 LEAST_SAVED = 0.02
-"""Below this share of a batch's places (padding counts) the plain form is as fast (`python benchmarks/align.py sharing`)."""
+"""Below this share of a batch's places (padding counts) the plain form is taken. Chosen, not measured yet."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Trie:
         """Return FlexAttention's mask: node q sees kv where kv begins q's prefix and, in a window, is near enough."""
         ends, positions = self.ends, self.positions
 
-        def mask(batch: Any, head: Any, q: Tensor, kv: Tensor) -> Tensor:  # noqa: ARG001
+        def mask(batch: Any, head: Any, q: Tensor, kv: Tensor) -> Tensor:  # noqa: ARG001  (FlexAttention calls it)
             above = (kv <= q) & (q < ends[kv])
             return above if window is None else above & (positions[q] - positions[kv] < window)
 

@@ -70,7 +70,7 @@ class Batch(NamedTuple):
     """The last layer's state at each token of the answer."""
 
     @property
-    def log_ratio_N(self) -> Tensor:  # noqa: N802
+    def log_ratio_N(self) -> Tensor:  # noqa: N802  (its shape)
         """Log pi - log ref of each answer, summed over its tokens."""
         assert self.reference_N is not None
         return self.log_probs_NT.sum(1) - self.reference_N

@@ -80,7 +80,7 @@ def watch(stage: Stage, *, say: Callable[[str], None] | None = None, beta: float
             if loss is None:
                 return
             refuse_not_finite(float(loss), "", step=state.global_step)
-            # The step was taken, but nothing is saved before the next callbacks run.
+            # transformers logs before it saves: weights that this gradient broke are not kept.
             refuse_not_finite(float(logs.get("grad_norm", 0)), "", step=state.global_step, what="gradient's norm")
             shown = {"loss": f"{float(loss):.3f}"}
             if "rewards/accuracies" in logs:

@@ -235,7 +235,7 @@ def compare_copg(folder: str, out: str) -> None:
     show("prompt 512, 8 completions of 64", compare(runners), "separate", "shared", runners)
 
 
-def compare_memory(folder: str, out: str) -> None:  # noqa: ARG001
+def compare_memory(folder: str, out: str) -> None:  # noqa: ARG001  (called as its siblings)
     """Peak memory of a process that takes two steps, weights and libraries included."""
     found = {
         name: float(subprocess.run([sys.executable, __file__, f"{name}_memory", folder], capture_output=True, text=True,

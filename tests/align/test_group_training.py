@@ -384,7 +384,7 @@ def test_copies_are_as_old_as_they_are_said_to_be(tmp_path: Path) -> None:
         seen.append(float(sampler._copies[-1]["weight"]))
         return []
 
-    sampler._draw = draw  # type: ignore[method-assign]
+    sampler._draw = draw  # type: ignore[method-assign]  (no model here draws)
     for step in range(8):
         model.weight.data.fill_(step)
         sampler.renew(model, [], step=step)

@@ -142,7 +142,7 @@ def test_puzzles_need_their_library(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.filterwarnings("ignore::SyntaxWarning")  # of a package that the library loads
 def test_puzzles_are_drawn_by_their_seed(tmp_path: Path) -> None:
-    pytest.importorskip("reasoning_gym")
+    pytest.importorskip("reasoning_gym")  # an extra: one of its packages needs a C compiler
     options = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
     runs = [
         Puzzles(options=options, count=30, seed=seed).run(tmp_path / str(at), quiet=True)
