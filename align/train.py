@@ -9,6 +9,7 @@ again goes on from the last whole one.
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -219,7 +220,8 @@ class Train(Job):
 
         silence()
         set_seed(self.seed)
-        with log_to(run.folder / "tensorboard" / name):
+        memory = partial(advise_on_memory, self.batch_size, self.max_tokens, checkpointing=self.gradient_checkpointing)
+        with log_to(run.folder / "tensorboard" / name), memory():
             trainer = make_trainer(self, objective, groups, folder=folder, checkpoints=checkpoints, run=run)
         batches = math.ceil(len(trainer.train_dataset) / (self.batch_size * trainer.args.world_size))
         steps = math.ceil(math.ceil(batches / self.accumulate) * self.epochs)
@@ -228,7 +230,7 @@ class Train(Job):
         with run.progress.stage(stage_name, total=steps, already=read_step(checkpoint)) as stage:
             beta = getattr(objective, "beta", None)
             trainer.add_callback(watch(stage, say=run.progress.say, beta=beta))
-            with advise_on_memory(self.batch_size, self.max_tokens, checkpointing=self.gradient_checkpointing):
+            with memory():
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         history = [
             {key: _plain(value) for key, value in row.items()} for row in trainer.state.log_history if "loss" in row

@@ -76,7 +76,13 @@ def make_trainer(
 
     def refer(rows: Sequence[Sequence[Row]]) -> list[list[float]]:
         return compute_reference(
-            model, rows, identity=identity, progress=run.progress, pad=tokenizer.pad_token_id, half=half
+            model,
+            rows,
+            identity=identity,
+            progress=run.progress,
+            pad=tokenizer.pad_token_id,
+            half=half,
+            batch_size=min(train.batch_size, 8),  # what does not fit into memory is made smaller by the same setting
         )
 
     setup = Setup(train, groups, model, tokenizer, _settings(train, checkpoints, half=half), run.store, refer)

@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Annotated, Any, ClassVar, cast, get_args
+from typing import IO, Annotated, Any, ClassVar, TypeVar, cast, get_args
 
 from counterfoil.config import Config, dump
 from counterfoil.errors import ConfigError, InputError, RunError
@@ -41,6 +41,7 @@ class Input:
 
 
 InputPath = Annotated[Path, Input()]
+KeptT = TypeVar("KeptT")
 
 
 def runs_folder() -> Path:
@@ -101,6 +102,15 @@ class Run:
         """Count a record that does not go on, and keep it in dropped.jsonl."""
         self.dropped[f"{record.stage}: {record.reason}"] += 1
         self.write("dropped.jsonl", record)
+
+    def sift(self, records: Iterable[KeptT | Dropped]) -> Iterator[KeptT]:
+        """Yield the records that go on, drop the others, count both as read."""
+        for record in records:
+            self.counts["read"] = self.counts.get("read", 0) + 1
+            if isinstance(record, Dropped):
+                self.drop(record)
+            else:
+                yield record
 
     def settle(self, *, ok: bool) -> None:
         """Let the outputs appear (`ok`), or remove what was written of them."""

@@ -230,11 +230,7 @@ class Generate(Job):
         run.open_output("completions.jsonl")
         run.open_output("dropped.jsonl")
         seen: set[str] = set()
-        for item in self._read():
-            run.counts["read"] = run.counts.get("read", 0) + 1
-            if isinstance(item, Dropped):
-                run.drop(item)
-                continue
+        for item in run.sift(self._read()):
             if item.id in seen:
                 run.drop(Dropped(id=item.id, stage="read", reason="duplicate prompt"))
                 continue

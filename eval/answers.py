@@ -58,13 +58,9 @@ class Answers(Job):
     def work(self, run: Run) -> None:
         """Score every answer, then compare methods over the prompts that all of them answered."""
         prompts: dict[str, Prompt] = {}
-        for item in read_prompts(self.prompts, column="prompt", where="prompts", negative="may"):
-            run.counts["read"] = run.counts.get("read", 0) + 1
-            if isinstance(item, Dropped):
-                run.drop(item)
-            else:
-                prompts[item.id] = item
-                prompts[Prompt.make(item.messages, reference=item.reference).id] = item
+        for item in run.sift(read_prompts(self.prompts, column="prompt", where="prompts", negative="may")):
+            prompts[item.id] = item
+            prompts[Prompt.make(item.messages, reference=item.reference).id] = item
         scores: dict[str, list[dict[str, float]]] = defaultdict(list)
         details: dict[str, list[dict[str, float]]] = defaultdict(list)
         with run.progress.stage("score", total=len(self.parts)) as shown:

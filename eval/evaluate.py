@@ -62,7 +62,7 @@ class Evaluate(Job):
         """Answer, score, compare."""
         run.facts["seeds"] = {"seed": self.seed}
         run.open_output("dropped.jsonl")
-        prompts = self._read(run)
+        prompts = list(run.sift(self.task.prompts("heldout")))
         refuse_none(len(prompts), run.dropped, where="task")
         sides: dict[str, str | None] = {"base": None}
         if self.adapter is not None:
@@ -91,16 +91,6 @@ class Evaluate(Job):
         summary = self._summarise(run, answers, list(sides))
         write_json(run.folder / "summary.json", summary)
         run.figures |= _headline(summary)
-
-    def _read(self, run: Run) -> list[Prompt]:
-        prompts: list[Prompt] = []
-        for item in self.task.prompts("heldout"):
-            run.counts["read"] = run.counts.get("read", 0) + 1
-            if isinstance(item, Dropped):
-                run.drop(item)
-            else:
-                prompts.append(item)
-        return prompts
 
     def _request(self, prompt: Prompt, adapter: str | None) -> Request:
         seed = draw_seed(self.seed, prompt.id)

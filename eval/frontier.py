@@ -75,13 +75,7 @@ class Frontier(Job):
         run.facts["seeds"] = {"seed": self.seed}
         run.open_output("dropped.jsonl")
         run.open_output("samples.jsonl")
-        prompts: list[Prompt] = []
-        for item in self.task.prompts("heldout"):
-            run.counts["read"] = run.counts.get("read", 0) + 1
-            if isinstance(item, Dropped):
-                run.drop(item)
-            else:
-                prompts.append(item)
+        prompts = list(run.sift(self.task.prompts("heldout")))
         refuse_none(len(prompts), run.dropped, where="task")
         policies: dict[str, str | None] = {"base": None} | {name_part(item): str(_find(item)) for item in self.adapters}
         answers = {name: self._sample(run, name, adapter, prompts) for name, adapter in policies.items()}

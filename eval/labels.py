@@ -51,13 +51,11 @@ class Labels(Job):
     def work(self, run: Run) -> None:
         """Join by the question, compare."""
         run.open_output("dropped.jsonl")
-        gold: dict[str, str] = {}
-        for prompt in read_prompts(self.gold, column="prompt", where="gold"):
-            if isinstance(prompt, Dropped):
-                run.drop(prompt)
-            else:
-                gold[Prompt.make(prompt.messages).id] = str(prompt.reference.get("answer", ""))
-        run.counts |= {"read": 0, "kept": 0}
+        gold = {
+            Prompt.make(prompt.messages).id: str(prompt.reference.get("answer", ""))
+            for prompt in run.sift(read_prompts(self.gold, column="prompt", where="gold"))
+        }
+        run.counts |= {"read": 0, "kept": 0}  # of labels
         for path in self.labels:
             right = self._judge(run, path, gold)
             covered = [float(key in right) for key in gold]
@@ -71,11 +69,7 @@ class Labels(Job):
     def _judge(self, run: Run, path: Path, gold: dict[str, str]) -> dict[str, float]:
         """Return, of each question with a label, whether it is right."""
         right: dict[str, float] = {}
-        for row in read_lines(path, where="labels"):
-            run.counts["read"] += 1
-            if isinstance(row, Dropped):
-                run.drop(row)
-                continue
+        for row in run.sift(read_lines(path, where="labels")):
             question, text = _read_label(row)
             if question in gold and text:
                 right.setdefault(question, float(same_answer(read_final(text, marked=self.marked), gold[question])))

@@ -17,17 +17,11 @@ def join_answers(run: Run, prompts: Path, answers: Path) -> list[tuple[Prompt, l
     A prompt with a tag `question` stands for the question of that id.
     """
     found: dict[str, list[Completion]] = defaultdict(list)
-    for item in read_jsonl(answers, Completion, where="answers"):
-        if isinstance(item, Dropped):
-            run.drop(item)
-        else:
-            found[item.prompt_id].append(item)
+    for item in run.sift(read_jsonl(answers, Completion, where="answers")):
+        found[item.prompt_id].append(item)
     joined: list[tuple[Prompt, list[Completion]]] = []
     seen: set[str] = set()
-    for prompt in read_prompts(prompts, column="prompt", where="prompts"):
-        if isinstance(prompt, Dropped):
-            run.drop(prompt)
-            continue
+    for prompt in run.sift(read_prompts(prompts, column="prompt", where="prompts")):
         if prompt.id in seen:
             run.drop(Dropped(id=prompt.id, stage="join", reason="question came before"))
             continue

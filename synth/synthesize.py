@@ -94,11 +94,8 @@ class Synthesize(Job):
         run.open_output("prompts.jsonl")
         seen = run.store.open_set("prompts")
         run.counts |= {"read": 0, "prompts": 0}
-        for item in self.task.prompts("train"):
-            run.counts["read"] += 1
-            if isinstance(item, Dropped):
-                run.drop(item)
-            elif not seen(item.id):
+        for item in run.sift(self.task.prompts("train")):
+            if not seen(item.id):
                 run.drop(Dropped(id=item.id, stage="read", reason="duplicate prompt"))
             else:
                 run.counts["prompts"] += 1

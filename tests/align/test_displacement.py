@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import pytest
+
 from align.training import DISPLACED_NATS, LOOK_BACK, read_ratios, watch
+from counterfoil.errors import RunError
 
 
 class Bar:
@@ -50,3 +53,15 @@ def test_rewards_of_trl_are_read_in_nats() -> None:
     assert read_ratios({"log_ratio/chosen": -0.5}, 0.1) == {"chosen": -0.5}
     assert read_ratios({"rewards/chosen": -0.5}, None) == {}
     assert len(run([-3.0] * 20, beta=0.1)[1]) == 1
+
+
+def test_a_gradient_that_is_no_number_stops_a_training_before_its_weights_are_saved() -> None:
+    """The loss of that step was a number: it is told when it is logged, which comes before a checkpoint."""
+    callback: Any = watch(Bar())  # pyright: ignore[reportArgumentType]
+
+    class State:
+        global_step = 3
+
+    callback.on_log(None, State, None, logs={"loss": 0.5, "grad_norm": 2.0})
+    with pytest.raises(RunError, match=r"step 3.*gradient's norm became nan"):
+        callback.on_log(None, State, None, logs={"loss": 0.5, "grad_norm": float("nan")})

@@ -1,6 +1,5 @@
 """Trainings by losses of our own, on a tiny random model: they learn, resume bit for bit, and name what broke them."""
 
-import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -12,8 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from align import train as train_module
-from align.fresh import Sampler
-from align.objective import Fresh, Objective
+from align.objective import Objective
 from align.objectives.copg import Copg
 from align.objectives.decoupled import Decoupled
 from align.objectives.distill import Distill
@@ -24,13 +22,11 @@ from align.objectives.unlikelihood import Unlikelihood
 from align.train import Lora, Train
 from counterfoil.errors import ConfigError, InputError, RunError
 from counterfoil.job import Finished
-from counterfoil.records import Answer, Completion, Group, Message, Prompt, Score, Span
-from counterfoil.store import Store
+from counterfoil.records import Answer, Completion, Group, Message, Prompt, Span
 from decode.engine import Sampling
 from decode.engines.hf import Hf
 from decode.generate import Generate
 from decode.methods.decoupled import Decoupled as Contrast
-from eval.scorer import Scorer
 from eval.scorers.reward_model import RewardModel
 
 
@@ -317,82 +313,3 @@ def test_what_a_part_has_nothing_of_is_said_before_the_first_is_trained(tmp_path
     for settings, reason in (({"reference": "start"}, "reference"), ({"start": tmp_path, "lora": Lora()}, "lora")):
         with pytest.raises(ConfigError, match=reason):
             Train(data=tmp_path / "b.jsonl", model=str(tiny_model), **settings).run(tmp_path / reason, quiet=True)
-
-
-class Yes(Scorer):
-    """The share of words that are `yes`; a test's own scorer."""
-
-    def score(self, prompt: Prompt, completion: Completion) -> Score:
-        """Count."""
-        words = completion.text.split()
-        return Score(completion_id=completion.id, scorer="yes", value=words.count("yes") / max(len(words), 1))
-
-
-def make_fresh(kind: str, folder: Path, model: Path, fresh: Fresh, **changes: Any) -> Train:
-    job = make_job(kind, folder, model, **changes)
-    return job.model_copy(update={"objective": job.objective.model_copy(update={"fresh": fresh})})
-
-
-def read_fresh(done: Finished) -> dict[str, Any]:
-    with contextlib.closing(Store(done.folder / "state.sqlite")) as store:
-        return {key: json.loads(value) for key, value in store.items("fresh")}
-
-
-def test_fresh_answers_are_the_policys_own_and_resume_bit_for_bit(
-    tmp_path: Path, tiny_model: Path, interrupt: Callable[..., None]
-) -> None:
-    fresh = Fresh(every=3, n=3, max_new_tokens=6, scorer=Yes(), temperature=1.5)
-    job = make_fresh("copg", tmp_path, tiny_model, fresh, epochs=2)
-    whole = job.run(tmp_path / "whole", quiet=True)
-    kept = read_fresh(whole)
-    assert {int(key.split()[0]) for key in kept} == set(range(8))
-    assert len(kept) == 16
-    offline = {
-        answer["text"]
-        for line in (tmp_path / "copg.jsonl").read_text().splitlines()
-        for answer in json.loads(line)["answers"]
-    }
-    assert not offline & {answer["text"] for group in kept.values() for answer in group["answers"]}
-    interrupt(job, tmp_path / "broken", module=train_module, step=5)
-    resumed = job.run(tmp_path / "broken", quiet=True)
-    assert read_fresh(resumed) == kept
-    left, right = read_weights(whole), read_weights(resumed)
-    assert all(torch.equal(left[name], right[name]) for name in left)
-
-
-def test_negatives_of_a_past_self_stand_beside_the_datas_answers(tmp_path: Path, tiny_model: Path) -> None:
-    fresh = Fresh(every=1, lag=2, n=2, max_new_tokens=4, scorer=Yes(), role="rejected")
-    done = make_fresh("distill", tmp_path, tiny_model, fresh, epochs=2).run(tmp_path / "run", quiet=True)
-    for group in read_fresh(done).values():
-        texts = [answer["text"] for answer in group["answers"]]
-        assert "So it is two." in texts
-        assert sum(answer["role"] == "rejected" for answer in group["answers"]) >= 2
-
-
-def test_copies_are_as_old_as_they_are_said_to_be(tmp_path: Path) -> None:
-    """Weights that count steps: with every=2 and lag=1 the copy used at steps 0..7 is of steps 0, 0, 0, 0, 2, 2, 4, 4."""
-
-    class Counting(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(1))
-
-    model, seen = Counting(), []
-    sampler = Sampler(Fresh(every=2, lag=1), Copg(), None, None, seed=0)  # pyright: ignore[reportArgumentType]
-
-    def draw(model: Any, groups: Any, step: int) -> list[Any]:
-        seen.append(float(sampler._copies[-1]["weight"]))
-        return []
-
-    sampler._draw = draw  # type: ignore[method-assign]  (no model here draws)
-    for step in range(8):
-        model.weight.data.fill_(step)
-        sampler.renew(model, [], step=step)
-        sampler.renew(model, [], step=step)  # a second batch of the same step
-        if step == 4:
-            sampler.save(tmp_path)
-            again = Sampler(Fresh(every=2, lag=1), Copg(), None, None, seed=0)  # pyright: ignore[reportArgumentType]
-            again.load(tmp_path)
-            assert [copy["weight"].item() for copy in again._copies] == [4.0, 2.0]
-            assert again._copied_at == 4
-    assert seen[::2] == [0, 0, 0, 0, 2, 2, 4, 4]

@@ -92,7 +92,8 @@ def check_same_steps(one: Finished, other: Finished) -> None:
     )
     for row, twin in zip(first, second, strict=True):
         assert row.keys() == twin.keys()
-        for key in row:
+        untrained = abs(row["rewards/margins"]) < 1e-6  # then which side is ahead is rounding
+        for key in row.keys() - ({"rewards/accuracies"} if untrained else set()):
             assert row[key] == pytest.approx(twin[key], rel=1e-4, abs=1e-5), key
 
 
