@@ -115,6 +115,9 @@ class Run:
     def settle(self, *, ok: bool) -> None:
         """Let the outputs appear (`ok`), or remove what was written of them."""
         try:
+            if ok:  # a full disk is found out before the first of them appears
+                for _, stream in self._outputs.values():
+                    stream.flush()
             while ok and self._outputs:
                 self.close_output(next(iter(self._outputs)))
         finally:

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +169,14 @@ def _edges(path: Path) -> str:
 
 def fingerprint_model(folder: Path) -> str:
     """Hash a model's or adapter's folder: names and sizes, small files whole, a MiB at each end of the large ones."""
+    known = {".safetensors", ".json", ".jinja", ".model", ".txt"}
+    found = sorted(path for path in folder.iterdir() if path.suffix in known and path.is_file())
+    return _fingerprint(tuple((path, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in found))
+
+
+@lru_cache(maxsize=256)
+def _fingerprint(files: tuple[tuple[Path, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.suffix in {".safetensors", ".json", ".jinja", ".model", ".txt"}:
-            digest.update(f"{path.name}:{path.stat().st_size}:{_edges(path)};".encode())
+    for path, size, _ in files:
+        digest.update(f"{path.name}:{size}:{_edges(path)};".encode())
     return digest.hexdigest()[:16]

@@ -32,7 +32,7 @@ class Stage:
     def __init__(self, progress: "Progress", name: str, total: int | None, already: int, *, timed: bool) -> None:
         self._timed = timed
         self._progress, self.name, self.total = progress, name, total
-        self.done, self._already = already, already
+        self.done, self._already, self._skipped = already, already, 0
         self._started = time.monotonic()
         self._next_file = self._started
         self._next_line = self._started + FIRST_LINE_AFTER_S
@@ -40,6 +40,10 @@ class Stage:
 
     def advance(self, count: int = 1, **facts: Any) -> None:
         """Count `count` more as done; `facts` (a loss, tokens a second) are shown beside the bar."""
+        if self._skipped:
+            of = "" if self.total is None else f" of {self.total}"
+            self._progress.say(f"{self.name}: goes on at {self.done}{of}")
+            self._skipped = 0
         self.done += count
         now = time.monotonic()
         self._progress.update_bar(self, self._bar, facts)
@@ -49,6 +53,12 @@ class Stage:
         if now >= self._next_line:
             self._next_line = now + LINE_EVERY_S
             self._progress.say(self._sentence(facts))
+
+    def skip(self) -> None:
+        """Count one as done before: it took no time that could tell of the others."""
+        self.done += 1
+        self._already += 1
+        self._skipped += 1
 
     def _left_s(self) -> float | None:
         """Seconds left at the rate so far in this process; a first few say nothing, where many are in flight."""

@@ -19,6 +19,7 @@ __all__ = [
     "Answer",
     "Completion",
     "Dropped",
+    "Exchange",
     "Group",
     "Message",
     "Pair",
@@ -105,6 +106,28 @@ class Completion(Record):
         """Build a completion with its id, which is of the prompt, the index and the text."""
         text = text.encode(errors="replace").decode()  # half of a surrogate pair, which a server may send, is no text
         return cls(id=content_id(prompt_id, index, text), prompt_id=prompt_id, index=index, text=text, **rest)
+
+    def renumber(self, *, prompt_id: str, index: int) -> Self:
+        """Return it as an answer to another prompt, or of another number."""
+        if (prompt_id, index) == (self.prompt_id, self.index):
+            return self
+        update = {"id": content_id(prompt_id, index, self.text), "prompt_id": prompt_id, "index": index}
+        return self.model_copy(update=update)
+
+
+class Exchange(Record):
+    """What a model was sent on a record's way, and what it answered."""
+
+    prompt_id: str
+    """Of the prompt with which the dialogue began."""
+    step: str
+    """What it is in the dialogue: `answer`, `judge` ..."""
+    role: str = ""
+    """Which of the job's models was asked; empty for the main one."""
+    sent: tuple[Message, ...] | str | tuple[int, ...]
+    """Chat messages, a text that is continued, or token ids."""
+    completions: tuple[Completion, ...]
+    """What came back; their `prompt_id` is this one, their `index` goes on through the whole dialogue."""
 
 
 class Score(Record):

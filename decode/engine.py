@@ -1,28 +1,32 @@
 """Engine (family): the one interface to whatever writes text.
 
-A request's way: `Request` -> `Session.complete` -> `Result`, as each finishes; given text's way: `Given` ->
-`Session.logprobs` -> `GivenLogprobs`. Both take an iterable, read it only as fast as they can use it, and yield in
+A request's way: `Request` -> `Session.stream` -> `Result`, as each finishes; given text's way: `Given` ->
+`Session.stream` -> `GivenLogprobs`. It takes an iterable, reads it only as fast as it can use it, and yields in
 order of completion; closing the iterator cancels what is in flight. One request that fails never hurts another: its Result
 carries the reason.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator
 from typing_extensions import TypeIs
 
-from counterfoil.config import Choice, Config, find_class, fingerprint, list_family
+from counterfoil.config import Choice, Config, dump, find_class, fingerprint, list_family
 from counterfoil.errors import EngineError
+from counterfoil.models import find_model, fingerprint_model
 from counterfoil.records import Completion, Message, content_id
 from decode.method import LogitsMethod, Method
 
 __all__ = [
-    "Content", "Engine", "Given", "GivenLogprobs", "Request", "Result", "Sampling", "Session", "is_token_ids", "require",
+    "Content", "Engine", "Given", "GivenLogprobs", "Request", "Result", "Sampling", "Session", "fail", "is_token_ids",
+    "require",
 ]  # fmt: skip
 
 Content = tuple[Message, ...] | str | tuple[int, ...]
@@ -152,19 +156,35 @@ class GivenLogprobs:
     """Each token is the likeliest in its place; False as well where a server does not say."""
 
 
+def fail(item: Request | Given, why: str) -> Result | GivenLogprobs:
+    """Answer that there is no answer."""
+    return Result(item.id, failure=why) if isinstance(item, Request) else GivenLogprobs(item.id, failure=why)
+
+
 class Session(ABC):
     """An open engine. Use it as a context manager: leaving it gives back memory, processes and connections."""
 
-    model_id: str
-    """A fingerprint of the weights or, for a server, of its address and model name."""
-
     @abstractmethod
+    def stream(self, items: Iterable[Request | Given | None]) -> Generator[Result | GivenLogprobs | None]:
+        """Answer each request and score each given text once, in order of completion; closing cancels what is in flight.
+
+        A None among the items says that there is none at present: what is in flight goes on for a moment, and where nothing
+        finished in it a None comes back before the next item is read. So one thread can drive several sessions.
+        """
+
     def complete(self, requests: Iterable[Request]) -> Iterator[Result]:
         """Answer each request once, in order of completion. Closing the iterator cancels what is in flight."""
+        with closing(self.stream(requests)) as replies:
+            for reply in replies:
+                assert isinstance(reply, Result)
+                yield reply
 
-    @abstractmethod
     def logprobs(self, given: Iterable[Given]) -> Iterator[GivenLogprobs]:
-        """Score each given text once. Raises EngineError where the engine's `gives` lacks `given_logprobs`."""
+        """Score each given text once, in order of completion. Closing the iterator cancels what is in flight."""
+        with closing(self.stream(given)) as replies:
+            for reply in replies:
+                assert isinstance(reply, GivenLogprobs)
+                yield reply
 
     @abstractmethod
     def cancel(self, request_id: str) -> None:
@@ -189,28 +209,47 @@ class Engine(Choice):
     """A choice of engine; light until `open()`."""
 
     FOLDER: ClassVar[str] = "decode.engines"
+    INCIDENTAL: ClassVar[frozenset[str]] = frozenset()
+    """Fields that change no answer: how many at a time, how patiently."""
     gives: ClassVar[frozenset[str]]
     """Out of: chat, text, n, stop, seed, logprobs, given_logprobs, adapters, cancel, num_tokens, beams; and what methods
     need: states, layers, two_models, two_prompts, two_adapters."""
 
     @abstractmethod
-    def open(self, model: str, *, adapters: Sequence[str] = (), methods: Sequence[Method] = ()) -> Session:
+    def open(self, model: str, *, adapters: Sequence[str | None] = (), methods: Sequence[Method] = ()) -> Session:
         """Load `model` (a name, a folder or a hub id), ready for requests with these adapters and methods.
+
+        None among the adapters is the bare model: an engine that would add a lone adapter to the weights then does not.
 
         Raises EngineError or InputError before any weight is read.
         """
 
-    def key(self, request: Request, model: str) -> str:
-        """Hash what is sent, so that a kept answer is used again only for the very same request."""
-        sampling = request.sampling.model_dump_json()
-        parts = (self._fingerprint, model, request.prompt, sampling, request.adapter)
-        if request.method is None:
-            return content_id(*parts)
-        return content_id(*parts, fingerprint(request.method), request.negative)
+    def identify(self, model: str) -> str:
+        """Hash whatever decides about answers but the request: the weights, the chat template, the engine's settings.
+
+        Raises InputError where there is no such model.
+        """
+        return content_id(self._settings, fingerprint_model(find_model(model)))
+
+    def key(self, item: Request | Given, identity: str) -> str:
+        """Hash what is sent to a model of that identity, so that a kept answer is used again for the very same alone."""
+        asked = item.sampling.model_dump_json() if isinstance(item, Request) else ["given", item.text]
+        parts = [identity, item.prompt, asked, item.adapter and identify_adapter(item.adapter)]
+        if item.method is not None:
+            second = item.method.second_model
+            beside = [identify_adapter(folder) for folder in item.method.adapters.values()]
+            beside += [fingerprint_model(find_model(second))] if second else []
+            parts += [fingerprint(item.method), beside, item.negative]
+        return content_id(*parts)
 
     @cached_property
-    def _fingerprint(self) -> str:
-        return fingerprint(self)
+    def _settings(self) -> Any:
+        return {key: value for key, value in dump(self).items() if key not in self.INCIDENTAL}
+
+
+def identify_adapter(adapter: str) -> str:
+    """Hash an adapter's content; a name that a server knows is itself."""
+    return fingerprint_model(Path(adapter)) if Path(adapter).is_dir() else adapter
 
 
 def require(engine: Engine, needs: Iterable[str], *, where: str) -> None:

@@ -3,23 +3,21 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
-
-from pydantic import TypeAdapter
 
 from counterfoil.errors import ConfigError, InputError, RunError
 from counterfoil.job import InputPath, Job, Run
 from counterfoil.jsonl import read_lines
 from counterfoil.records import Completion, Dropped, Message, Prompt, content_id
+from decode.answers import Answers
 from decode.engine import Engine, Request, Sampling, Session, require
 from decode.engines.vllm import Vllm
 from decode.method import Method
 
-__all__ = ["Generate", "ask", "draw_seed", "read_answer", "read_prompts", "refuse_none"]
-
-_ANSWER = TypeAdapter(tuple[Completion, ...])
+__all__ = ["Generate", "ask", "draw_seed", "read_prompts", "refuse_none"]
 
 
 def draw_seed(seed: int, prompt_id: str) -> int:
@@ -38,37 +36,37 @@ def ask(
     adapter: str | None = None,
     method: Method | None = None,
     then: Callable[[Session], None] | None = None,
-) -> None:
-    """Answer every request that `run.store` has no answer to, keeping each answer as it lands.
+) -> Callable[[Request], tuple[Completion, ...] | Dropped]:
+    """Answer every request that has no kept answer, keeping each answer as it lands; return what reads an answer.
 
     The engine is opened only if something is left to ask, or there is a `then`, which gets the open session afterwards.
-    `adapter` and `method` are the requests', where they have them. `requests` is called once and read lazily.
+    `adapter` and `method` are the requests', where they have them. `requests` is called once and read lazily. What is
+    returned gives a request's answer, or why there is none.
     """
-    unanswered = _Unanswered(run, engine, model, requests())
+    identity = run.facts["model"] = engine.identify(model)
+    unanswered = _Unanswered(run, engine, identity, requests())
     first = next(unanswered.todo, None)
     if first is None and then is None:
-        before = run.store.get("model", stage)
-        run.facts |= {} if before is None else {"model": before}
-        return
+        return partial(_read_answer, run, engine, identity)
     methods = [method] if method else []
     with engine.open(model, adapters=[adapter] if adapter else [], methods=methods) as session:
-        _check_model(run, stage, session.model_id)
         if first is not None:
             _keep_answers(run, session, chain([first], unanswered.todo), unanswered, stage=stage, total=total)
         if then is not None:
             then(session)
+    return partial(_read_answer, run, engine, identity)
 
 
 def _keep_answers(
     run: Run, session: Session, todo: Iterable[Request], unanswered: "_Unanswered", *, stage: str, total: int | None
 ) -> None:
     started, generated, already = time.monotonic(), 0, unanswered.skipped
-    answered, failure = False, None
+    answered, failure, answers = False, None, Answers(run.store)
     with run.progress.stage(stage, total=total, already=already) as shown:
         for result in session.complete(todo):
             key = unanswered.keys.pop(result.id)
             if result.failure is None:
-                run.store.put("answer", key, _ANSWER.dump_json(result.completions, exclude_none=True).decode())
+                answers.keep(key, result.completions)
                 generated += sum(item.num_tokens for item in result.completions)
                 answered = True
             else:
@@ -86,43 +84,29 @@ def _keep_answers(
 class _Unanswered:
     """The requests without an answer yet, how many were skipped, and the keys of those handed out."""
 
-    def __init__(self, run: Run, engine: Engine, model: str, requests: Iterable[Request]) -> None:
+    def __init__(self, run: Run, engine: Engine, identity: str, requests: Iterable[Request]) -> None:
         self.skipped = 0
         self.keys: dict[str, str] = {}
-        self.todo = self._filter(run, engine, model, requests)
+        self.todo = self._filter(run, engine, identity, requests)
 
-    def _filter(self, run: Run, engine: Engine, model: str, requests: Iterable[Request]) -> Iterator[Request]:
+    def _filter(self, run: Run, engine: Engine, identity: str, requests: Iterable[Request]) -> Iterator[Request]:
+        answers = Answers(run.store)
         for request in requests:
-            key = engine.key(request, model)
-            if run.store.has("answer", key):
+            key = engine.key(request, identity)
+            if answers.has(key):
                 self.skipped += 1
             else:
                 self.keys[request.id] = key
                 yield request
 
 
-def _check_model(run: Run, stage: str, model_id: str) -> None:
-    """Refuse to mix the answers of two models under one name."""
-    before = run.store.get("model", stage)
-    if before is not None and before != model_id:
-        raise RunError(
-            str(run.folder),
-            given=f"the model changed since this run began ({before} became {model_id})",
-            allowed="the model that the run began with",
-            do="Start anew with another --to, or bring the old weights back.",
-        )
-    run.store.put("model", stage, model_id)
-    run.facts["model"] = model_id
-
-
-def read_answer(run: Run, engine: Engine, model: str, request: Request) -> tuple[Completion, ...] | Dropped:
-    """Return what was answered to a request, or why nothing was."""
-    key = engine.key(request, model)
-    kept = run.store.get("answer", key)
+def _read_answer(run: Run, engine: Engine, identity: str, request: Request) -> tuple[Completion, ...] | Dropped:
+    key = engine.key(request, identity)
+    kept = Answers(run.store).find(key, prompt_id=request.id)
     if kept is None:
         reason = run.store.get("failure", key) or "never answered"
         return Dropped(id=request.id, stage="generate", reason="request failed", detail=reason)
-    return _ANSWER.validate_json(kept)
+    return kept
 
 
 def refuse_none(num_prompts: int, dropped: Mapping[str, int], *, where: str) -> None:
@@ -226,7 +210,7 @@ class Generate(Job):
         refuse_none(total, reasons, where=f"prompts: {self.prompts}")
         adapter = str(self.adapter) if self.adapter else None
         requests = map(self._request, self._unique())
-        ask(run, self.engine, self.model, lambda: requests, total=total, adapter=adapter, method=self.method)
+        read = ask(run, self.engine, self.model, lambda: requests, total=total, adapter=adapter, method=self.method)
         run.open_output("completions.jsonl")
         run.open_output("dropped.jsonl")
         seen: set[str] = set()
@@ -235,7 +219,7 @@ class Generate(Job):
                 run.drop(Dropped(id=item.id, stage="read", reason="duplicate prompt"))
                 continue
             seen.add(item.id)
-            answer = read_answer(run, self.engine, self.model, self._request(item))
+            answer = read(self._request(item))
             if isinstance(answer, Dropped):
                 run.drop(answer)
                 continue

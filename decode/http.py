@@ -18,7 +18,7 @@ import re
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC
@@ -35,6 +35,7 @@ ResultT = TypeVar("ResultT")
 
 _MAX_MESSAGE = 200  # characters of a server's message that are kept
 _LANE = 16  # requests in flight a pool of connections: httpcore's work for a request grows with its pool's square
+_GLANCE_S = 0.005  # how long to wait for an answer where there is nothing to ask at present
 _SETTLE_S = 5.0  # how long a cancelled request may take to let go of its connection
 
 
@@ -206,21 +207,22 @@ class HttpClient:
 
     def each(
         self,
-        items: Iterable[ItemT],
+        items: Iterable[ItemT | None],
         work: Callable[[ItemT], Coroutine[Any, Any, ResultT]],
         *,
         name: Callable[[ItemT], str],
-        cancelled: Callable[[str], ResultT],
-    ) -> Iterator[ResultT]:
+        cancelled: Callable[[ItemT], ResultT],
+    ) -> Generator[ResultT | None]:
         """Yield what `work` returns for each item, as each finishes; at most `max_in_flight` run at once.
 
-        `cancel(name(item))` makes an item's result `cancelled(name(item))`. Closing the iterator cancels the rest.
+        `cancel(name(item))` makes an item's result `cancelled(item)`. Closing the iterator cancels the rest. For an item
+        that is None it waits a moment and yields what finished, or None.
         """
         done: queue.SimpleQueue[Future[ResultT]] = queue.SimpleQueue()
-        mine: dict[Future[ResultT], str] = {}
+        mine: dict[Future[ResultT], ItemT] = {}
 
-        def take() -> ResultT:
-            future = done.get()
+        def take(timeout_s: float | None = None) -> ResultT:
+            future = done.get(timeout=timeout_s)
             ended = mine.pop(future)
             with self._lock:
                 self._running.pop(future, None)
@@ -228,8 +230,14 @@ class HttpClient:
 
         try:
             for item in items:
+                if item is None:
+                    try:
+                        yield take(_GLANCE_S)
+                    except queue.Empty:
+                        yield None
+                    continue
                 future = self._start(name(item), lambda item=item: work(item))
-                mine[future] = name(item)
+                mine[future] = item
                 future.add_done_callback(done.put)
                 while len(mine) >= self._max_in_flight or not done.empty():
                     yield take()
@@ -280,7 +288,7 @@ class HttpClient:
         finally:
             self._live.discard(task)
 
-    def _drop(self, mine: dict[Future[ResultT], str]) -> None:
+    def _drop(self, mine: Mapping[Future[Any], Any]) -> None:
         """Cancel these and wait until their connections are gone."""
         for future in mine:
             future.cancel()

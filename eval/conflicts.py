@@ -15,7 +15,7 @@ from counterfoil.job import Job, Run
 from counterfoil.records import Dropped, Prompt
 from decode.engine import Engine, Request, Sampling, require
 from decode.engines.vllm import Vllm
-from decode.generate import ask, read_answer
+from decode.generate import ask
 from eval.facts import RELATIONS
 from eval.scorers.exact_answer import ExactAnswer
 
@@ -54,11 +54,11 @@ class Conflicts(Job):
         run.open_output("dropped.jsonl")
         questions = list(_list_questions())
         requests = [self._request(item) for item in questions]
-        ask(run, self.engine, self.model, lambda: requests, total=len(requests), stage="what is known")
+        read = ask(run, self.engine, self.model, lambda: requests, total=len(requests), stage="what is known")
         scorer, rng = ExactAnswer(), random.Random(self.seed)
         for item, request in zip(questions, requests, strict=True):
             run.counts["read"] = run.counts.get("read", 0) + 1
-            answer = read_answer(run, self.engine, self.model, request)
+            answer = read(request)
             if isinstance(answer, Dropped):
                 run.drop(answer)
                 continue

@@ -7,7 +7,7 @@ prose, and how varied the answers' words are.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from counterfoil.jsonl import write_json
 from counterfoil.records import Completion, Dropped, Prompt, Score, content_id
 from decode.engine import Engine, Given, Request, Sampling, Session, require
 from decode.engines.vllm import Vllm
-from decode.generate import ask, draw_seed, read_answer, refuse_none
+from decode.generate import ask, draw_seed, refuse_none
 from eval.plain_text import PASSAGES
 from eval.stats import Interval, mean_interval, paired_difference
 from eval.task import Task
@@ -67,14 +67,15 @@ class Evaluate(Job):
         sides: dict[str, str | None] = {"base": None}
         if self.adapter is not None:
             sides["adapter"] = str(self.adapter)
+        reads: dict[str, Callable[[Request], tuple[Completion, ...] | Dropped]] = {}
         for name, adapter in sides.items():
             requests = [self._request(prompt, adapter) for prompt in prompts]
             left = self.plain_text and run.store.count(f"prose {name}") < len(PASSAGES)
-            ask(
+            reads[name] = ask(
                 run,
                 self.engine,
                 self.model,
-                lambda asked=requests: asked,
+                lambda requests=requests: requests,
                 total=len(requests),
                 stage=name,
                 adapter=adapter,
@@ -83,7 +84,8 @@ class Evaluate(Job):
         scorer = self.task.scorer()
         answers: list[dict[str, Any]] = []
         for prompt in prompts:
-            row = self._judge(run, prompt, sides, scorer.score)
+            found = {name: read(self._request(prompt, sides[name])) for name, read in reads.items()}
+            row = self._judge(run, prompt, found, scorer.score)
             if row is not None:
                 answers.append(row)
                 run.write("results.jsonl", {key: value for key, value in row.items() if key != "numbers"})
@@ -96,15 +98,16 @@ class Evaluate(Job):
         seed = draw_seed(self.seed, prompt.id)
         return Request(prompt.id, prompt.messages, self.sampling.model_copy(update={"seed": seed, "n": 1}), adapter)
 
-    def _judge(self, run: Run, prompt: Prompt, sides: dict[str, str | None], score: Any) -> dict[str, Any] | None:
+    def _judge(
+        self, run: Run, prompt: Prompt, answers: Mapping[str, tuple[Completion, ...] | Dropped], score: Any
+    ) -> dict[str, Any] | None:
         row: dict[str, Any] = {
             "prompt_id": prompt.id,
             "prompt": prompt.messages[-1]["content"],
             "kinds": prompt.tags.get("kinds", ""),
             "numbers": {},
         }
-        for name, adapter in sides.items():
-            answer = read_answer(run, self.engine, self.model, self._request(prompt, adapter))
+        for name, answer in answers.items():
             if isinstance(answer, Dropped):
                 run.drop(answer)
                 return None

@@ -20,7 +20,7 @@ from counterfoil.jsonl import write_json
 from counterfoil.records import Completion, Dropped, Prompt
 from decode.engine import Engine, Given, Request, Sampling, Session, require
 from decode.engines.vllm import Vllm
-from decode.generate import ask, draw_seed, read_answer, refuse_none
+from decode.generate import ask, draw_seed, refuse_none
 from eval.parts import name_method, name_part
 from eval.report_plots import plot_frontier
 from eval.stats import Interval, mean_interval, paired_difference
@@ -104,10 +104,10 @@ class Frontier(Job):
         self, run: Run, name: str, adapter: str | None, prompts: Sequence[Prompt]
     ) -> dict[str, tuple[Completion, ...]]:
         requests = [self._request(prompt, adapter) for prompt in prompts]
-        ask(run, self.engine, self.model, lambda: requests, total=len(requests), stage=name, adapter=adapter)
+        read = ask(run, self.engine, self.model, lambda: requests, total=len(requests), stage=name, adapter=adapter)
         found: dict[str, tuple[Completion, ...]] = {}
         for prompt, request in zip(prompts, requests, strict=True):
-            answer = read_answer(run, self.engine, self.model, request)
+            answer = read(request)
             if isinstance(answer, Dropped):
                 run.drop(answer)
             else:

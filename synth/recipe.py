@@ -1,12 +1,17 @@
-"""Recipe (family): one way of making a contrast."""
+"""Recipe (family): one way of making a contrast.
+
+A recipe is a dialogue with models (decode/steps.py) that begins with a prompt and ends with records: pairs, groups, scores.
+It says `raise Refusal(...)` where there is no contrast to be had.
+"""
 
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 from counterfoil.config import Choice
-from counterfoil.records import Completion, Dropped, Pair, Prompt
-from decode.engine import Sampling
+from counterfoil.records import Completion, Pair, Prompt, Record
+from decode.steps import Steps
+from eval.scorer import Scorer
 
 __all__ = ["Candidate", "Recipe"]
 
@@ -19,16 +24,16 @@ class Candidate(NamedTuple):
 
 
 class Recipe(Choice):
-    """What to ask of a prompt, and which answers to set against each other."""
+    """What to ask, and what to set against what."""
 
     FOLDER: ClassVar[str] = "synth.recipes"
-    needs: ClassVar[frozenset[str]]
-    """What the engine must give."""
+    makes: ClassVar[type[Record]] = Pair
+    """What it is for: a prompt that led to none of these is dropped."""
+    needs: ClassVar[frozenset[str]] = frozenset({"chat", "n", "seed"})
+    """What the main model's engine must give."""
+    roles: ClassVar[frozenset[str]] = frozenset()
+    """Models that it asks beside the main one; the main one stands in for those that a run does not name."""
 
     @abstractmethod
-    def samplings(self) -> tuple[Sampling, ...]:
-        """Return how candidates are drawn, a request each; they come in this order. The job sets each prompt's seed."""
-
-    @abstractmethod
-    def contrast(self, prompt: Prompt, candidates: Sequence[Candidate]) -> list[Pair] | Dropped:
-        """Pair candidates of a prompt, or say why there is no contrast in them."""
+    def make(self, prompt: Prompt, scorer: Scorer) -> Steps[Sequence[Record]]:
+        """Hold the dialogue; return the records that come of it, all candidates and scores among them."""

@@ -1,35 +1,37 @@
-r"""Synthesize(Job): prompts to preference pairs.
+r"""Synthesize(Job): prompts to contrasts.
 
-    prompts -> (engine) candidates -> (scorer) scores -> (recipe) pairs -> (filters) pairs.jsonl
-                                               \\-> groups.jsonl: all answers to a prompt, with their scores
-                                                   whatever stops on the way -> dropped.jsonl
+    prompts -> (recipe, asking engines) records -> (filters) pairs.jsonl, groups.jsonl, scores.jsonl
+                                        \\-> exchanges.jsonl: all that was sent, all that came back
+                                            whatever stops on the way -> dropped.jsonl, refused.jsonl
 
-Every candidate and every score is kept in the run's folder. Two passes: the first asks the
-engine and keeps answers as they land; the second walks the prompts in order and writes, so that the output is the same
-however often the run was interrupted.
+One pass, in the prompts' order: a prompt's dialogue ends, what it made is filtered and written. Answers are kept as they land
+(decode/answers.py), so that an interrupted run goes on, and another run that asks the same asks nobody.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from typing import ClassVar
 
+from counterfoil.errors import ConfigError
 from counterfoil.job import Job, Run
-from counterfoil.jsonl import read_jsonl
-from counterfoil.records import Answer, Completion, Dropped, Group, Pair, Prompt
-from decode.engine import Engine, Request, Sampling, require
+from counterfoil.records import Dropped, Group, Pair, Prompt, Record, Score
+from decode.dialogue import Outcome, Speaker, converse
+from decode.engine import Engine, require
 from decode.engines.vllm import Vllm
-from decode.generate import ask, draw_seed, read_answer, refuse_none
+from decode.generate import refuse_none
 from eval.scorer import Scorer
 from eval.task import Task
 from eval.tasks.constraints import Constraints
 from synth.filter import Filter
 from synth.filters.length_only import LengthOnly
 from synth.filters.near_duplicate import NearDuplicate
-from synth.recipe import Candidate, Recipe
+from synth.recipe import Recipe
 from synth.recipes.best_of_n import BestOfN
 
 __all__ = ["Synthesize"]
+
+FILES: dict[type[Record], str] = {Pair: "pairs.jsonl", Group: "groups.jsonl", Score: "scores.jsonl"}
+"""Where a recipe's records go."""
 
 
 class Synthesize(Job):
@@ -43,6 +45,10 @@ class Synthesize(Job):
     """A name, a folder, a GGUF file or a hub id."""
     engine: Engine = Vllm()
     """What runs the model."""
+    adapter: str | None = None
+    """Folder of a PEFT adapter on the model (for `openai_api`: its name on the server)."""
+    roles: dict[str, Speaker] = {}
+    """Other models of the recipe and the scorer, by role; the main one stands in for those that are not given."""
     recipe: Recipe = BestOfN()
     """How contrasts are made."""
     scorer: Scorer | None = None
@@ -53,45 +59,41 @@ class Synthesize(Job):
     """Of all draws; each prompt derives its own."""
 
     def check(self) -> None:
-        """Compare what the recipe needs with what the engine gives."""
+        """Compare what the recipe needs with what the engine gives, and the roles with those that there are."""
         require(self.engine, self.recipe.needs, where="engine")
+        known = self.recipe.roles | (self.scorer.roles if self.scorer else frozenset())
+        for role in self.roles:
+            if role not in known:
+                allowed = ", ".join(sorted(known)) or "none: this recipe asks the main model alone"
+                raise ConfigError(f"roles.{role}", given="a role that nothing asks", allowed=allowed, do="Remove it.")
 
     def work(self, run: Run) -> None:
-        """Ask, then contrast."""
+        """Hold a dialogue about each prompt; filter and write what comes of it."""
         run.facts["seeds"] = {"seed": self.seed}
-        run.open_output("dropped.jsonl")
-        requests = (request for prompt in self._unique(run) for request in self._requests(prompt))
-        size = self.task.size("train")
-        total = None if size is None else size * len(self._samplings)
-        ask(run, self.engine, self.model, lambda: requests, total=total)
-        for _ in requests:  # where nothing was left to ask, the prompts were not all walked
-            pass
-        refuse_none(run.counts["prompts"], run.dropped, where="task")
-        prompts = run.close_output("prompts.jsonl")
-        for name in ("completions.jsonl", "scores.jsonl", "groups.jsonl", "pairs.jsonl"):
+        for name in ("prompts.jsonl", "exchanges.jsonl", "dropped.jsonl", "refused.jsonl", *FILES.values()):
             run.open_output(name)
-        judges = [item.open() for item in self.filters]
-        scorer = self.scorer or self.task.scorer()
+        scorer, judges = self.scorer or self.task.scorer(), [item.open() for item in self.filters]
+        main = Speaker(model=self.model, engine=self.engine, adapter=self.adapter)
+        outcomes = converse(
+            run,
+            {"": main} | self.roles,
+            self._unique(run),
+            lambda prompt: self.recipe.make(prompt, scorer),
+            seed=self.seed,
+            total=self.task.size("train"),
+        )
         counts: Counter[str] = Counter()
-        with run.progress.stage("contrast", total=counts["prompts"] or run.counts["prompts"]) as shown:
-            for prompt in read_jsonl(prompts, Prompt, where="prompts"):
-                assert isinstance(prompt, Prompt)
-                self._contrast(run, prompt, scorer, judges, counts)
-                shown.advance()
-        run.counts |= {"completions": counts["completions"], "pairs": counts["pairs"], "kept": counts["pairs"]}
+        for outcome in outcomes:
+            self._write(run, outcome, judges, counts)
+        refuse_none(run.counts["prompts"], run.dropped, where="task")
+        run.counts |= {"failed": counts["failed"]} if counts["failed"] else {}
+        run.counts |= {"completions": counts["completions"], "pairs": counts["Pair"], "kept": counts["kept"]}
         run.tokens |= {"prompt": counts["prompt_tokens"], "generated": counts["tokens"]}
-        run.figures |= {
-            "pairs": counts["pairs"],
-            "mean_score": round(counts["score_millionths"] / 1e6 / max(counts["completions"], 1), 4),
-        }
-
-    @cached_property
-    def _samplings(self) -> tuple[Sampling, ...]:
-        return self.recipe.samplings()
+        mean = round(counts["score_millionths"] / 1e6 / max(counts["Score"], 1), 4)
+        run.figures |= {"pairs": counts["Pair"], "mean_score": mean}
 
     def _unique(self, run: Run) -> Iterator[Prompt]:
         """Yield each prompt once, keeping it in prompts.jsonl; the ids seen lie in a temporary table, not in memory."""
-        run.open_output("prompts.jsonl")
         seen = run.store.open_set("prompts")
         run.counts |= {"read": 0, "prompts": 0}
         for item in run.sift(self.task.prompts("train")):
@@ -102,64 +104,28 @@ class Synthesize(Job):
                 run.write("prompts.jsonl", item)
                 yield item
 
-    def _requests(self, prompt: Prompt) -> Iterator[Request]:
-        """Yield a request for each of the recipe's samplings; the first bears the prompt's id."""
-        for number, sampling in enumerate(self._samplings):
-            seeded = sampling.model_copy(update={"seed": draw_seed(self.seed, prompt.id)})
-            yield Request(f"{prompt.id}/{number}" if number else prompt.id, prompt.messages, seeded)
-
-    def _read_answers(self, run: Run, prompt: Prompt) -> list[Completion] | Dropped:
-        """Return a prompt's answers, numbered through all its requests, or why one of them failed."""
-        found: list[Completion] = []
-        for request in self._requests(prompt):
-            answer = read_answer(run, self.engine, self.model, request)
-            if isinstance(answer, Dropped):
-                return answer.model_copy(update={"id": prompt.id})
-            start = len(found)
-            for item in answer:
-                if start:  # not of the first request, which bears the prompt's id
-                    rest = item.model_dump(exclude={"id", "prompt_id", "index"})
-                    found.append(Completion.make(prompt_id=prompt.id, index=start + item.index, **rest))
-                else:
-                    found.append(item)
-        return found
-
-    def _contrast(
-        self,
-        run: Run,
-        prompt: Prompt,
-        scorer: Scorer,
-        judges: list[Callable[[Pair], Dropped | None]],
-        counts: Counter[str],
+    def _write(
+        self, run: Run, outcome: Outcome, judges: list[Callable[[Pair], Dropped | None]], counts: Counter[str]
     ) -> None:
-        answer = self._read_answers(run, prompt)
-        if isinstance(answer, Dropped):
-            run.counts["failed"] = run.counts.get("failed", 0) + 1
-            run.drop(answer)
-            return
-        candidates: list[Candidate] = []
-        for completion in answer:
-            score = scorer.score(prompt, completion)
-            run.write("completions.jsonl", completion)
-            run.write("scores.jsonl", score)
-            candidates.append(Candidate(completion, score.value))
-            counts["tokens"] += completion.num_tokens
-            counts["score_millionths"] += round(score.value * 1e6)
-        counts["prompt_tokens"] += answer[0].num_prompt_tokens
-        counts["completions"] += len(answer)
-        answers = [
-            Answer(text=item.completion.text, score=item.score, is_cut=item.completion.finish_reason == "length")
-            for item in candidates
-        ]
-        run.write("groups.jsonl", Group.make(prompt.messages, answers, reference=prompt.reference))
-        found = self.recipe.contrast(prompt, candidates)
-        if isinstance(found, Dropped):
-            run.drop(found)
-            return
-        for pair in found:
-            why = next((dropped for judge in judges if (dropped := judge(pair)) is not None), None)
-            if why is not None:
-                run.drop(why)
-            else:
-                counts["pairs"] += 1
-                run.write("pairs.jsonl", pair)
+        for exchange in outcome.exchanges:
+            run.write("exchanges.jsonl", exchange)
+            counts["completions"] += len(exchange.completions)
+            counts["tokens"] += sum(item.num_tokens for item in exchange.completions)
+            counts["prompt_tokens"] += max((item.num_prompt_tokens for item in exchange.completions), default=0)
+        made, why = 0, outcome.dropped
+        for record in outcome.records:
+            found = next((no for judge in judges if (no := judge(record))), None) if isinstance(record, Pair) else None
+            if found is not None:
+                why = why or found
+                run.write("refused.jsonl", found)
+                continue
+            run.write(FILES[type(record)], record)
+            counts[type(record).__name__] += 1
+            counts["score_millionths"] += round(record.value * 1e6) if isinstance(record, Score) else 0
+            made += isinstance(record, self.recipe.makes)
+        if made:
+            counts["kept"] += 1
+        else:
+            assert why is not None, "a recipe made nothing and gave no reason"
+            counts["failed"] += why.stage == "generate"
+            run.drop(why.model_copy(update={"id": outcome.prompt.id}))

@@ -33,6 +33,12 @@ SERVER_START_S = 240
 """An idle machine needs some 40 s; a busy one several times that."""
 
 
+@pytest.fixture(autouse=True)
+def own_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Share no answers between runs: what another test was answered would be found and not asked again."""
+    monkeypatch.setenv("COUNTERFOIL_ANSWERS", "0")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the file that takes longest, so that no worker is left alone with it."""
     items.sort(key=lambda item: item.path.name != SLOWEST)

@@ -7,7 +7,7 @@ each row, so that a request's text depends on its seed and never on what else is
 
 import gc
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,8 +16,8 @@ from pydantic import Field
 
 from counterfoil.config import fingerprint
 from counterfoil.errors import EngineError, InputError
-from counterfoil.models import find_model, fingerprint_model
-from counterfoil.records import Completion, content_id
+from counterfoil.models import find_model
+from counterfoil.records import Completion
 from decode.chat import check_vocabularies, encode_prompt
 from decode.engine import Content, Engine, Given, GivenLogprobs, Request, Result, Sampling, Session
 from decode.given import score
@@ -35,6 +35,8 @@ class Hf(Engine):
         | {"states", "layers", "two_models", "two_prompts", "two_adapters"}
     )
 
+    INCIDENTAL: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto` is bfloat16 on a GPU and float32 on a CPU."""
     batch_size: int = Field(default=16, ge=1)
@@ -46,7 +48,7 @@ class Hf(Engine):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """`auto` takes a GPU where there is one."""
 
-    def open(self, model: str, *, adapters: Sequence[str] = (), methods: Sequence[Method] = ()) -> "HfSession":
+    def open(self, model: str, *, adapters: Sequence[str | None] = (), methods: Sequence[Method] = ()) -> "HfSession":
         """Load the model. Adapters, and methods' second models, are loaded when first asked for.
 
         Raises EngineError for a second model of another vocabulary, before any weight is read.
@@ -56,10 +58,7 @@ class Hf(Engine):
         for second in seconds:
             check_vocabularies(folder, second)
         limit = limit_length(self.max_model_len, folder, *seconds)
-        session = HfSession(self.model_copy(update={"max_model_len": limit}), folder)
-        if seconds:
-            session.model_id = content_id(session.model_id, *map(fingerprint_model, seconds))
-        return session
+        return HfSession(self.model_copy(update={"max_model_len": limit}), folder)
 
 
 Watch = Callable[[str, int, Sequence[int], Callable[[Sequence[int]], str]], None]
@@ -86,22 +85,39 @@ class HfSession(Session):
         self._cancelled: set[str] = set()
         self.max_model_len = engine.max_model_len
         self.watch: Watch | None = None
-        self.model_id = fingerprint_model(folder)
 
-    def complete(self, requests: Iterable[Request]) -> Iterator[Result]:
-        """Answer requests in batches of like length; a window of four batches is sorted at a time."""
-        source = iter(requests)
-        while window := list(itertools.islice(source, 4 * self._engine.batch_size)):
-            ready: list[_Row] = []
-            for request in window:
-                try:
-                    ready.append(self._encode(request))
-                except (EngineError, ValueError) as error:
-                    yield Result(request.id, failure=str(error).splitlines()[0])
-            ready.sort(key=lambda row: (self._batch_key(row), len(row.ids)))
-            for _, group in itertools.groupby(ready, key=self._batch_key):
-                yield from self._answer(list(group))
-            self._cancelled.difference_update(request.id for request in window)
+    def stream(self, items: Iterable[Request | Given | None]) -> Generator[Result | GivenLogprobs | None]:
+        """Answer in batches of like length, out of a window of four batches; score in batches; see Session."""
+        source, more = iter(items), True
+        while more:
+            window: list[Request | Given] = []
+            while more and len(window) < 4 * self._engine.batch_size:
+                item = next(source, "the end")
+                if not isinstance(item, Request | Given):
+                    more = item is None
+                    break
+                window.append(item)
+            yield from self._complete([item for item in window if isinstance(item, Request)])
+            given = [item for item in window if isinstance(item, Given)]
+            for start in range(0, len(given), self._engine.batch_size):
+                batch = given[start : start + self._engine.batch_size]
+                yield from score(
+                    self._loaded, batch, gives=self._engine.gives, max_model_len=self._engine.max_model_len
+                )
+            self._cancelled.difference_update(item.id for item in window)
+            if more and not window:
+                yield None
+
+    def _complete(self, requests: Sequence[Request]) -> Iterator[Result]:
+        ready: list[_Row] = []
+        for request in requests:
+            try:
+                ready.append(self._encode(request))
+            except (EngineError, ValueError) as error:
+                yield Result(request.id, failure=str(error).splitlines()[0])
+        ready.sort(key=lambda row: (self._batch_key(row), len(row.ids)))
+        for _, group in itertools.groupby(ready, key=self._batch_key):
+            yield from self._answer(list(group))
 
     def _batch_key(self, row: _Row) -> tuple[str, ...]:
         """Rows of one batch share all but the seed, and how many tokens they may get, whatever else is in it."""
@@ -223,12 +239,6 @@ class HfSession(Session):
             token_ids=tuple(new) if sampling.logprobs else None,
             token_logprobs=tuple(logprobs[: len(new)]) if sampling.logprobs else None,
         )
-
-    def logprobs(self, given: Iterable[Given]) -> Iterator[GivenLogprobs]:
-        """Score given text in batches of its order."""
-        source, engine = iter(given), self._engine
-        while batch := list(itertools.islice(source, engine.batch_size)):
-            yield from score(self._loaded, batch, gives=engine.gives, max_model_len=engine.max_model_len)
 
     def cancel(self, request_id: str) -> None:
         """Stop a request; its row ends at the next token, or before its batch begins."""

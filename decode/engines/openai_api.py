@@ -8,7 +8,7 @@ import asyncio
 import difflib
 import math
 import os
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ from typing_extensions import TypeIs
 
 from counterfoil.errors import EngineError
 from counterfoil.records import Completion, Message, content_id
-from decode.engine import Content, Engine, Given, GivenLogprobs, Request, Result, Session, is_token_ids
+from decode.engine import Content, Engine, Given, GivenLogprobs, Request, Result, Session, fail, is_token_ids
 from decode.http import HttpClient, HttpError, Patience
 from decode.method import Method
 
@@ -37,6 +37,10 @@ class OpenaiApi(Engine):
 
     gives: ClassVar[frozenset[str]] = frozenset(
         {"chat", "text", "n", "stop", "seed", "logprobs", "given_logprobs", "adapters", "cancel", "num_tokens"}
+    )
+
+    INCIDENTAL: ClassVar[frozenset[str]] = frozenset(
+        {"api_key_env", "max_in_flight", "timeout_s", "retries", "backoff_s", "max_backoff_s", "deadline_s"}
     )
 
     base_url: str = "http://127.0.0.1:8000/v1"
@@ -71,7 +75,9 @@ class OpenaiApi(Engine):
         do = "Correct it; a key goes into the environment variable that api_key_env names."
         raise PydanticCustomError("address", "not an address of a server", {"allowed": allowed, "do": do})
 
-    def open(self, model: str, *, adapters: Sequence[str] = (), methods: Sequence[Method] = ()) -> "OpenaiSession":
+    def open(
+        self, model: str, *, adapters: Sequence[str | None] = (), methods: Sequence[Method] = ()
+    ) -> "OpenaiSession":
         """Ask the server which models it has. `model` is one of them; `default` or nothing is the first.
 
         Raises:
@@ -92,12 +98,16 @@ class OpenaiApi(Engine):
             names = list(owners)
             if model in {"", "default"} and model not in names and names:
                 model = names[0]
-            for name in (model, *adapters):
+            for name in (model, *filter(None, adapters)):
                 self._check(name, names)
         except BaseException:
             client.close()
             raise
         return OpenaiSession(self, model, client, is_vllm=owners.get(model) == "vllm")
+
+    def identify(self, model: str) -> str:
+        """Hash the address and the name: what is behind them only the server knows."""
+        return content_id(self._settings, model)
 
     def _list_models(self, client: HttpClient, patience: Patience) -> dict[str, str]:
         """Map the served names to their owners; empty where the server has no list."""
@@ -217,35 +227,23 @@ class OpenaiSession(Session):
         self._deadline_s = engine.deadline_s
         self._wants_ids = True
         self._tokenizes: bool | None = None
-        self.model_id = content_id("openai_api", engine.base_url, model)
 
-    def complete(self, requests: Iterable[Request]) -> Iterator[Result]:
-        """Answer each request once, in order of completion. Closing the iterator cancels what is in flight."""
-
-        async def work(request: Request) -> Result:
-            if fault := request.find_fault(OpenaiApi.gives):
-                return Result(request.id, failure=fault)
-            done = await self._catch(lambda: self._complete(request))
-            return Result(request.id, failure=done) if isinstance(done, str) else Result(request.id, completions=done)
-
+    def stream(self, items: Iterable[Request | Given | None]) -> Generator[Result | GivenLogprobs | None]:
+        """Answer and score, `max_in_flight` at a time; see Session."""
         return self._client.each(
-            requests, work, name=lambda request: request.id, cancelled=lambda name: Result(name, failure="cancelled")
+            items, self._answer, name=lambda item: item.id, cancelled=lambda item: fail(item, "cancelled")
         )
 
-    def logprobs(self, given: Iterable[Given]) -> Iterator[GivenLogprobs]:
-        """Score each given text once, in order of completion."""
-
-        async def work(item: Given) -> GivenLogprobs:
-            if fault := item.find_fault(OpenaiApi.gives):
-                return GivenLogprobs(item.id, failure=fault)
-            done = await self._catch(lambda: self._score(item))
-            if isinstance(done, str):
-                return GivenLogprobs(item.id, failure=done)
-            return GivenLogprobs(item.id, tuple(own for own, _ in done), is_greedy=all(own >= top for own, top in done))
-
-        return self._client.each(
-            given, work, name=lambda item: item.id, cancelled=lambda name: GivenLogprobs(name, failure="cancelled")
-        )
+    async def _answer(self, item: Request | Given) -> Result | GivenLogprobs:
+        if fault := item.find_fault(OpenaiApi.gives):
+            return fail(item, fault)
+        if isinstance(item, Request):
+            completions = await self._catch(lambda: self._complete(item))
+            return fail(item, completions) if isinstance(completions, str) else Result(item.id, completions)
+        scored = await self._catch(lambda: self._score(item))
+        if isinstance(scored, str):
+            return fail(item, scored)
+        return GivenLogprobs(item.id, tuple(one.own for one in scored), is_greedy=all(o >= t for o, t in scored))
 
     def cancel(self, request_id: str) -> None:
         """Stop one request in flight; it ends with the failure `cancelled`. Unknown ids are ignored."""

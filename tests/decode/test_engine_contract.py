@@ -1,6 +1,7 @@
 """One contract for every engine: the same tests run on scripted, hf, vLLM in process and a real vLLM server."""
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from counterfoil.models import find_model
 from counterfoil.records import Message
 from decode.chat import load_tokenizer
-from decode.engine import Given, Request, Sampling, Session
+from decode.engine import Given, GivenLogprobs, Request, Result, Sampling, Session
 from decode.engines.hf import Hf, HfSession
 from decode.engines.openai_api import OpenaiApi
 from decode.engines.scripted import Scripted
@@ -156,6 +157,29 @@ def test_requests_are_read_lazily_and_closing_cancels(subject: Session) -> None:
     stream.close()  # pyright: ignore[reportAttributeAccessIssue]  (a generator)
     assert next(read) < 2000
     assert ask(subject, Request("after", chat("Say yes."), Sampling(max_new_tokens=2)))["after"]
+
+
+def test_a_source_with_nothing_at_present_is_asked_again(subject: Session) -> None:
+    """What is asked next depends on the answer before it; meanwhile the source has nothing, and says so."""
+    short, answered = Sampling(max_new_tokens=2), list[Result | GivenLogprobs]()
+    waiting: deque[Request | Given] = deque([Request("0", chat("Say yes."), short)])
+
+    def source() -> Iterator[Request | Given | None]:
+        while len(answered) < 4:
+            yield waiting.popleft() if waiting else None
+
+    for reply in subject.stream(source()):
+        if reply is None:
+            continue
+        answered.append(reply)
+        name = str(len(answered))
+        waiting.append(
+            Given(name, chat("Say no."), "No, never.") if len(answered) % 2 else Request(name, chat("Again."), short)
+        )
+    assert [(type(reply), reply.id) for reply in answered] == [
+        (GivenLogprobs if at % 2 else Result, str(at)) for at in range(4)
+    ]
+    assert all(reply.failure is None for reply in answered)
 
 
 def test_one_request_can_be_cancelled(subject: Session) -> None:

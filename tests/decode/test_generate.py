@@ -15,7 +15,7 @@ from counterfoil.records import Completion, Dropped, Prompt
 from counterfoil.store import Store
 from decode.engine import Engine, Request, Sampling, require
 from decode.engines.scripted import Scripted
-from decode.generate import Generate, ask, draw_seed, read_answer, read_prompts
+from decode.generate import Generate, ask, draw_seed, read_prompts
 
 
 def write_lines(path: Path, *rows: Any) -> Path:
@@ -145,42 +145,48 @@ def test_only_what_has_no_answer_is_asked(run: Run) -> None:
             """Fail."""
             raise AssertionError("opened")
 
-        def key(self, request: Request, model: str) -> str:
-            """Return the double's key."""
-            return Scripted().key(request, model)
+        def identify(self, model: str) -> str:
+            """Return the double's identity."""
+            return Scripted().identify(model)
 
     ask(run, Shut(), "m", lambda: requests, total=10)
     assert run.facts["model"] == model, "the manifest names the model all the same"
 
 
 def test_a_failure_is_asked_again_and_its_answer_counts(run: Run) -> None:
-    request = Request("a", "item", Sampling())
-    failing = Scripted(fail_when="item")
-    with pytest.raises(RunError, match="scripted failure"):
-        ask(run, failing, "m", lambda: [request], total=1)
-    found = read_answer(run, failing, "m", request)
-    assert found == Dropped(id="a", stage="generate", reason="request failed", detail="scripted failure")
-    run.store.put("answer", failing.key(request, "m"), "[]")
-    assert read_answer(run, failing, "m", request) == ()
-    never = read_answer(run, Scripted(), "m", request)
+    requests = [Request(name, f"item {name}", Sampling()) for name in ("good", "bad")]
+    failing = Scripted(fail_when="bad")
+    read = ask(run, failing, "m", lambda: requests, total=2)
+    found = read(requests[1])
+    assert found == Dropped(id="bad", stage="generate", reason="request failed", detail="scripted failure")
+    run.store.put("answer", failing.key(requests[1], failing.identify("m")), "[]")
+    assert read(requests[1]) == ()
+    never = read(Request("c", "item c", Sampling()))
     assert isinstance(never, Dropped)
     assert never.detail == "never answered"
+    with pytest.raises(RunError, match="scripted failure"):
+        ask(run, Scripted(fail_when="item"), "m", lambda: requests, total=2)
 
 
 def test_a_kept_answer_is_read_back_whole(run: Run) -> None:
     request = Request("a", "item", Sampling(n=2, logprobs=True))
     engine = Scripted()
-    ask(run, engine, "m", lambda: [request], total=1)
-    found = read_answer(run, engine, "m", request)
+    found = ask(run, engine, "m", lambda: [request], total=1)(request)
     with engine.open("m") as session:
         (asked,) = session.complete([request])
     assert found == asked.completions
 
 
 def test_answers_of_two_models_are_not_mixed(run: Run) -> None:
-    run.store.put("model", "generate", "another")
-    with pytest.raises(RunError, match="another became"):
-        ask(run, Scripted(), "m", lambda: [Request("a", "item", Sampling())], total=1)
+    """Another script, another model, another name: each is asked for itself."""
+    request = Request("a", "item", Sampling())
+    texts = [
+        ask(run, engine, model, lambda: [request], total=1)(request)
+        for engine in (Scripted(replies=("x",)), Scripted(replies=("y",)))
+        for model in ("m", "n")
+    ]
+    assert [item[0].text for item in texts if not isinstance(item, Dropped)] == ["x", "x", "y", "y"]
+    assert run.store.count("answer") == 4
 
 
 def test_half_a_surrogate_pair_is_no_text() -> None:

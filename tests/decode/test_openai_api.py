@@ -161,7 +161,7 @@ def failures(session: OpenaiSession, *prompts: str) -> dict[str, str | None]:
 
 @pytest.mark.parametrize("word", ["500", "503", "429", "408", "drop", "cut", "garbage", "hang"])
 def test_a_fault_is_tried_again_until_the_retries_end(server: FaultyServer, word: str) -> None:
-    with make(server, timeout_s=0.2, retries=2).open("small") as session:
+    with make(server, timeout_s=1.0, retries=2).open("small") as session:
         found = failures(session, f"{word} {word} ok", word)
     assert found[f"{word} {word} ok"] is None
     assert "tries: 3" in (found[word] or "")

@@ -154,16 +154,15 @@ def test_a_request_has_a_key_of_all_that_is_sent() -> None:
     assert engine.key(base, "m") == same
     others = {
         engine.key(base, "other"),
-        Scripted(replies=("x",)).key(base, "m"),
         engine.key(Request("a", "Say more.", Sampling()), "m"),
         engine.key(Request("a", "Say it.", Sampling(seed=1)), "m"),
         engine.key(Request("a", "Say it.", Sampling(), "lora"), "m"),
         engine.key(Request("a", ({"role": "user", "content": "Say it."},), Sampling()), "m"),
     }
-    assert len(others | {same}) == 7
+    assert len(others | {same}) == 6
 
 
 def test_the_model_is_known_by_its_replies() -> None:
-    found = [engine.open(model).model_id for engine in (Scripted(), Scripted(replies=("x",))) for model in ("a", "b")]
+    found = [engine.identify(model) for engine in (Scripted(), Scripted(replies=("x",))) for model in ("a", "b")]
     assert len(set(found)) == 4
-    assert found[0] == Scripted(latency_s=1).open("a").model_id
+    assert found[0] == Scripted(latency_s=1).identify("a")

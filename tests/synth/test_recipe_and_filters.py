@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from counterfoil.records import Completion, Dropped, Pair, Prompt
+from counterfoil.records import Completion, Group, Pair, Prompt, Score
+from decode.steps import Ask, Refusal
+from eval.scorer import Scorer
 from synth.filters.length_only import LengthOnly
 from synth.filters.near_duplicate import NearDuplicate
 from synth.recipe import Candidate
@@ -30,11 +32,44 @@ def candidate(
     return Candidate(completion, score)
 
 
-def contrast(*candidates: Candidate, margin: float = 0.5, max_pairs: int = 1) -> list[Pair] | Dropped:
-    return BestOfN(n=max(2, len(candidates)), margin=margin, max_pairs=max_pairs).contrast(PROMPT, candidates)
+class Known(Scorer):
+    """Scores that are given, by completion."""
+
+    values: dict[str, float]
+
+    def score(self, prompt: Prompt, completion: Completion) -> Score:
+        """Look it up."""
+        return Score(completion_id=completion.id, scorer="known", value=self.values[completion.id])
 
 
-def indices(found: list[Pair] | Dropped, candidates: Sequence[Candidate]) -> list[tuple[int, int]]:
+def hold(recipe: BestOfN, candidates: Sequence[Candidate]) -> list[Pair] | Refusal:
+    """Give the recipe these answers; every candidate and every score is kept, whatever comes of them."""
+    steps = recipe.make(PROMPT, Known(values={item.completion.id: item.score for item in candidates}))
+    asked = next(steps)
+    answers, start = list[tuple[Completion, ...]](), 0
+    for item in asked:
+        assert isinstance(item, Ask)
+        answers.append(tuple(part.completion for part in candidates[start : start + item.sampling.n]))
+        start += item.sampling.n
+    try:
+        steps.send(answers)
+    except StopIteration as stop:
+        records, found = stop.value, [item for item in stop.value if isinstance(item, Pair)]
+    except Refusal as refusal:
+        records, found = refusal.records, refusal
+    else:
+        raise AssertionError("one round of questions is all")
+    assert [item.value for item in records if isinstance(item, Score)] == [item.score for item in candidates]
+    (group,) = [item for item in records if isinstance(item, Group)]
+    assert [item.text for item in group.answers] == [item.completion.text for item in candidates]
+    return found
+
+
+def contrast(*candidates: Candidate, margin: float = 0.5, max_pairs: int = 1) -> list[Pair] | Refusal:
+    return hold(BestOfN(n=max(2, len(candidates)), margin=margin, max_pairs=max_pairs), candidates)
+
+
+def indices(found: list[Pair] | Refusal, candidates: Sequence[Candidate]) -> list[tuple[int, int]]:
     """Name pairs by the samples that they are made of: (chosen, rejected)."""
     assert isinstance(found, list)
     by_id = {item.completion.id: item.completion.index for item in candidates}
@@ -57,8 +92,8 @@ def test_the_best_is_set_against_the_worst() -> None:
 )
 def test_a_tie_or_a_small_margin_is_no_pair(scores: list[float], reason: str) -> None:
     found = contrast(*(candidate(at, score) for at, score in enumerate(scores)))
-    assert isinstance(found, Dropped)
-    assert (found.id, found.stage, found.reason) == (PROMPT.id, "contrast", reason)
+    assert isinstance(found, Refusal)
+    assert (found.stage, found.reason) == ("contrast", reason)
     assert found.detail == f"best score {max(scores):.3f}"
 
 
@@ -70,14 +105,14 @@ def test_a_difference_of_just_the_margin_is_a_pair() -> None:
 
 def test_one_text_twice_is_no_pair_whatever_its_scores() -> None:
     found = contrast(candidate(0, 0.0, "same"), candidate(1, 1.0, "same"))
-    assert isinstance(found, Dropped)
+    assert isinstance(found, Refusal)
 
 
 @pytest.mark.parametrize("num_texts", [0, 1])
 def test_answers_without_text_do_not_count(num_texts: int) -> None:
     given = [candidate(at, float(at), "some" if at < num_texts else " \n") for at in range(3)]
     found = contrast(*given)
-    assert isinstance(found, Dropped)
+    assert isinstance(found, Refusal)
     assert found.reason == "fewer than two answers with text"
 
 
@@ -113,8 +148,9 @@ def test_the_greedy_answer_makes_the_first_pair(
 ) -> None:
     recipe = BestOfN(n=3, greedy=True)
     given = [candidate(at, score) for at, score in enumerate((*samples, greedy))]
-    assert indices(recipe.contrast(PROMPT, given), given) == [expected]
-    assert [(item.n, item.temperature) for item in recipe.samplings()] == [(3, 0.9), (1, 0.0)]
+    assert indices(hold(recipe, given), given) == [expected]
+    asked = [item for item in next(recipe.make(PROMPT, Known(values={}))) if isinstance(item, Ask)]
+    assert [(item.sampling.n, item.sampling.temperature) for item in asked] == [(3, 0.9), (1, 0.0)]
 
 
 def test_several_pairs_share_no_candidate_and_stop_at_the_margin() -> None:

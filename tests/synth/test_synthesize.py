@@ -10,7 +10,7 @@ import pytest
 from counterfoil.config import build
 from counterfoil.errors import RunError
 from counterfoil.jsonl import read_jsonl
-from counterfoil.records import Completion, Dropped, Pair, Prompt, Record, Score
+from counterfoil.records import Completion, Dropped, Exchange, Pair, Prompt, Record, Score
 from synth.recipes.best_of_n import BestOfN
 from synth.synthesize import Synthesize
 
@@ -34,6 +34,10 @@ def read(folder: Path, name: str, cls: type[Record]) -> list[Any]:
     rows = list(read_jsonl(folder / name, cls, where=name))
     assert all(type(row) is cls for row in rows)
     return rows
+
+
+def read_completions(folder: Path) -> list[Completion]:
+    return [item for exchange in read(folder, "exchanges.jsonl", Exchange) for item in exchange.completions]
 
 
 @pytest.fixture
@@ -96,7 +100,7 @@ def test_records_are_joined_by_their_ids(job: Synthesize, tmp_path: Path) -> Non
     """Every candidate is kept with its score; tokens are the double's words: 7 prompts less the failed one."""
     done = job.run(tmp_path / "run", quiet=True)
     prompts = {item.id: item for item in read(done.folder, "prompts.jsonl", Prompt)}
-    completions = {item.id: item for item in read(done.folder, "completions.jsonl", Completion)}
+    completions = {item.id: item for item in read_completions(done.folder)}
     scores = {item.completion_id: item.value for item in read(done.folder, "scores.jsonl", Score)}
     assert (len(prompts), len(completions)) == (7, 12)
     assert set(scores) == set(completions)
@@ -124,7 +128,7 @@ def test_more_pairs_a_prompt_and_no_filters(job: Synthesize, tmp_path: Path) -> 
 def test_the_greedy_answer_is_one_more_candidate(job: Synthesize, tmp_path: Path) -> None:
     done = job.model_copy(update={"recipe": BestOfN(n=2, greedy=True)}).run(tmp_path / "run", quiet=True)
     by_prompt: dict[str, list[int]] = {}
-    for item in read(done.folder, "completions.jsonl", Completion):
+    for item in read_completions(done.folder):
         by_prompt.setdefault(item.prompt_id, []).append(item.index)
     assert len(by_prompt) == 6
     assert all(found == [0, 1, 2] for found in by_prompt.values())
@@ -143,7 +147,7 @@ def test_the_same_job_writes_the_same_bytes_and_a_seed_is_a_choice(tmp_path: Pat
         }
         done = build(Synthesize, values, source="test").run(tmp_path / name, quiet=True)
         assert done.manifest["counts"]["read"] == 50
-        return (done.folder / "completions.jsonl").read_bytes()
+        return (done.folder / "exchanges.jsonl").read_bytes()
 
     assert run("a", 0) == run("b", 0)
     assert run("c", 1) != run("a", 0)
@@ -166,5 +170,5 @@ def test_no_reference_reaches_the_engine(tmp_path: Path) -> None:
         "recipe": {"name": "best_of_n", "n": 2},
     }
     done = build(Synthesize, values, source="test").run(tmp_path / "run", quiet=True)
-    assert {item.text for item in read(done.folder, "completions.jsonl", Completion)} == {"Say it now please"}
+    assert {item.text for item in read_completions(done.folder)} == {"Say it now please"}
     assert read(done.folder, "pairs.jsonl", Pair) == []

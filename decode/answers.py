@@ -1,0 +1,74 @@
+"""Answers that are kept: what an engine answered, by what it was really sent, so that nothing is asked twice.
+
+A key is of the engine's identity (the weights' and the tokenizer's fingerprint, or a server's address and model), the
+prompt, the sampling, the adapter's own content and the method: change one and it is asked again, change nothing and nothing
+is asked. A run keeps its answers in its own folder, which is all that it needs to go on; a copy goes into a file that all
+runs of a user share, where another run finds what it would ask: one with another margin, another filter, one more stage. That
+file is answers.sqlite in the user's cache, or what COUNTERFOIL_ANSWERS names (0 for none). It may be deleted at any time.
+"""
+
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from counterfoil.errors import RunError
+from counterfoil.models import cache_folder
+from counterfoil.records import Completion
+from counterfoil.store import Store
+
+__all__ = ["Answers", "shared_path"]
+
+_PARTS = TypeAdapter(list[dict[str, object]])
+
+
+def shared_path() -> Path | None:
+    """Return the file that runs share, or None where they share nothing."""
+    given = os.environ.get("COUNTERFOIL_ANSWERS")
+    if given is None:
+        return cache_folder() / "answers.sqlite"
+    return None if given in ("", "0") else Path(given)
+
+
+@lru_cache(maxsize=1)
+def _open_shared(path: Path | None) -> Store | None:
+    if path is None:
+        return None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Store(path)
+    except (RunError, OSError):  # broken, or not ours to write: a run does without
+        return None
+
+
+class Answers:
+    """A durable map from what was sent to what came back."""
+
+    def __init__(self, own: Store) -> None:
+        self._own, self._shared = own, _open_shared(shared_path())
+
+    def has(self, key: str) -> bool:
+        """Say whether there is an answer."""
+        return self._own.has("answer", key) or (self._shared is not None and self._shared.has("answer", key))
+
+    def find(self, key: str, *, prompt_id: str, start: int = 0) -> tuple[Completion, ...] | None:
+        """Return what was answered, as answers to `prompt_id` numbered from `start`; None where nothing was."""
+        kept = self._own.get("answer", key)
+        if kept is None and self._shared is not None:
+            kept = self._shared.get("answer", key)
+        if kept is None:
+            return None
+        return tuple(
+            Completion.make(prompt_id=prompt_id, index=start + at, **part)  # type: ignore[arg-type]
+            for at, part in enumerate(_PARTS.validate_json(kept))
+        )
+
+    def keep(self, key: str, completions: Sequence[Completion]) -> None:
+        """Keep an answer."""
+        parts = [item.model_dump(exclude={"id", "prompt_id", "index"}, exclude_none=True) for item in completions]
+        text = _PARTS.dump_json(parts).decode()
+        self._own.put("answer", key, text)
+        if self._shared is not None:
+            self._shared.put("answer", key, text)

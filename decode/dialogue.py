@@ -1,0 +1,317 @@
+"""Thousands of dialogues with models side by side: each goes on when its answers are there, the slowest holds nobody.
+
+    prompts -> (steps.py) what each asks -> a session for each model -> answers.py keeps -> outcomes in the prompts' order
+
+One thread drives every session. A dialogue is begun when a session has room and nothing waits for it, so prompts are read
+only as fast as they are answered; what a dialogue asks next goes before new ones. A model is opened when the first
+question to it has no kept answer.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from counterfoil.config import Config, fingerprint
+from counterfoil.errors import RunError
+from counterfoil.job import Run
+from counterfoil.records import Completion, Dropped, Exchange, Prompt, Record
+from decode.answers import Answers
+from decode.engine import Engine, Given, GivenLogprobs, Request, Result
+from decode.engines.vllm import Vllm
+from decode.generate import draw_seed
+from decode.method import Method
+from decode.steps import Answered, Ask, Refusal, Steps, Weigh
+
+__all__ = ["Outcome", "Speaker", "converse"]
+
+OPEN_DIALOGUES = 1024
+"""Dialogues begun and not ended: several times what any engine computes at a time."""
+ENDED_EARLY = 16_384
+"""Outcomes that wait for a slower one before them, so that all come in order."""
+ALL_FAIL = 64
+"""Requests that fail, with none answered, before a run is given up."""
+
+
+class Speaker(Config):
+    """A model, and what runs it."""
+
+    model: str = "smollm2"
+    """A name, a folder, a GGUF file or a hub id."""
+    engine: Engine = Vllm()
+    """What runs the model."""
+    adapter: str | None = None
+    """Folder of a PEFT adapter (for `openai_api`: its name on the server)."""
+    method: Method | None = None
+    """How its next token is chosen."""
+
+
+class Outcome(NamedTuple):
+    """How a dialogue ended."""
+
+    prompt: Prompt
+    records: Sequence[Record]
+    """What it made."""
+    exchanges: Sequence[Exchange]
+    dropped: Dropped | None
+    """Why it was refused, where it was."""
+    is_fresh: bool
+    """Whether anything was asked; else all answers were kept from before."""
+
+
+@dataclass(slots=True)
+class _Dialogue:
+    """A dialogue under way, and what it waits for."""
+
+    number: int
+    prompt: Prompt
+    steps: Steps[Sequence[Record]]
+    asks: Sequence[Ask | Weigh] = ()
+    answers: list[Answered] = field(default_factory=list[Answered])
+    missing: int = 0
+    failure: str = ""
+    num_asks: int = 0
+    num_completions: int = 0
+    is_fresh: bool = False
+    exchanges: list[Exchange] = field(default_factory=list[Exchange])
+
+
+@dataclass(slots=True)
+class _Line:
+    """A model with what waits for it; open once there is something to ask."""
+
+    speaker: Speaker
+    identity: str
+    adapters: set[str | None]
+    waiting: deque[Request | Given] = field(default_factory=deque[Request | Given])
+    num_flying: int = 0
+    replies: Generator[Result | GivenLogprobs | None] | None = None
+
+
+class _Asked(NamedTuple):
+    """Whose question a request is: the `at`th of what its dialogue asks now."""
+
+    dialogue: _Dialogue
+    at: int
+    key: str
+    start: int
+
+
+def converse(
+    run: Run,
+    speakers: Mapping[str, Speaker],
+    prompts: Iterator[Prompt],
+    make: Callable[[Prompt], Steps[Sequence[Record]]],
+    *,
+    seed: int,
+    total: int | None = None,
+    stage: str = "generate",
+) -> Generator[Outcome]:
+    """Yield how the dialogue of each prompt ended, in the prompts' order; closing it cancels what is in flight.
+
+    `speakers` are the models by role, the main one under the empty name; it also answers for roles that have none. Each
+    prompt's draws have a seed of their own, derived from `seed`. Raises RunError where every request fails.
+    """
+    with run.progress.stage(stage, total=total) as shown, ExitStack() as stack:
+        hall = _Hall(run, speakers, prompts, make, stack, seed=seed)
+        for outcome in hall.hold():
+            if outcome.is_fresh:
+                shown.advance(**hall.facts())
+            else:
+                shown.skip()
+            yield outcome
+
+
+class _Hall:
+    """Where dialogues are held."""
+
+    def __init__(
+        self,
+        run: Run,
+        speakers: Mapping[str, Speaker],
+        prompts: Iterator[Prompt],
+        make: Callable[[Prompt], Steps[Sequence[Record]]],
+        stack: ExitStack,
+        *,
+        seed: int,
+    ) -> None:
+        self._make, self._stack, self._seed = make, stack, seed
+        self._answers = Answers(run.store)
+        self._prompts = enumerate(prompts)
+        self._all_begun = self._over = False
+        lines: dict[str, _Line] = {}
+        self._roles: dict[str, tuple[_Line, str | None]] = {}
+        for role, speaker in speakers.items():
+            name = fingerprint(speaker.model_copy(update={"adapter": None}))
+            identity = speaker.engine.identify(speaker.model)
+            line = lines.setdefault(name, _Line(speaker, identity, set()))
+            line.adapters.add(speaker.adapter)
+            self._roles[role] = (line, speaker.adapter)
+            run.facts["model" if not role else f"model of {role}"] = identity
+        self._lines = list(lines.values())
+        self._open: dict[int, _Dialogue] = {}
+        self._asked: dict[str, _Asked] = {}
+        self._ended: dict[int, Outcome] = {}
+        self._since, self._num_tokens = time.monotonic(), 0
+        self._num_answered = self._num_failed = 0
+        self._failure = ""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is shown beside the bar."""
+        rate = self._num_tokens / max(time.monotonic() - self._since, 1e-9)
+        return {"tokens/s": round(rate)} if self._num_tokens else {}
+
+    def hold(self) -> Iterator[Outcome]:
+        """Hold all dialogues."""
+        due = 0
+        while True:
+            while due in self._ended:
+                yield self._ended.pop(due)
+                due += 1
+            busy = [line for line in self._lines if line.waiting or line.num_flying]
+            if not busy and not self._begin():
+                break
+            for line in busy:
+                reply = next(line.replies or self._connect(line))
+                if reply is not None:
+                    line.num_flying -= 1
+                    self._take(reply)
+        self._over = True
+        if self._num_failed and not self._num_answered:
+            raise self._give_up()
+
+    def _connect(self, line: _Line) -> Generator[Result | GivenLogprobs | None]:
+        speaker = line.speaker
+        methods = [speaker.method] if speaker.method else []
+        session = speaker.engine.open(speaker.model, adapters=sorted(line.adapters, key=str), methods=methods)
+        line.replies = self._stack.enter_context(closing(self._stack.enter_context(session).stream(self._feed(line))))
+        return line.replies
+
+    def _feed(self, line: _Line) -> Iterator[Request | Given | None]:
+        while not self._over:
+            while not line.waiting and self._begin():
+                pass
+            if line.waiting:
+                line.num_flying += 1
+                yield line.waiting.popleft()
+            else:
+                yield None
+
+    def _begin(self) -> bool:
+        """Begin one more dialogue, unless enough are open or there is no prompt left."""
+        if self._all_begun or len(self._open) >= OPEN_DIALOGUES or len(self._ended) >= ENDED_EARLY:
+            return False
+        number, prompt = next(self._prompts, (0, None))
+        if prompt is None:
+            self._all_begun = True
+            return False
+        dialogue = self._open[number] = _Dialogue(number, prompt, self._make(prompt))
+        self._go_on(dialogue, lambda: next(dialogue.steps))
+        return True
+
+    def _go_on(self, dialogue: _Dialogue, step: Callable[[], Sequence[Ask | Weigh]]) -> None:
+        """Take a dialogue's next steps, as far as they have kept answers."""
+        while True:
+            try:
+                dialogue.asks = step()
+            except StopIteration as stop:
+                self._end(dialogue, stop.value, None)
+                return
+            except Refusal as refusal:
+                why = Dropped(
+                    id=dialogue.prompt.id, stage=refusal.stage, reason=refusal.reason, detail=refusal.detail[:2000]
+                )
+                self._end(dialogue, refusal.records, why)
+                return
+            dialogue.answers, dialogue.failure = [()] * len(dialogue.asks), ""
+            dialogue.missing = sum(not self._ask(dialogue, at, asked) for at, asked in enumerate(dialogue.asks))
+            if dialogue.missing:
+                return
+            step = self._close_round(dialogue)
+
+    def _ask(self, dialogue: _Dialogue, at: int, asked: Ask | Weigh) -> bool:
+        """Take a kept answer, or else queue the question; return whether there was one."""
+        line, adapter = self._roles[asked.role] if asked.role in self._roles else self._roles[""]
+        prompt, start = dialogue.prompt, dialogue.num_completions
+        name = f"{prompt.id}/{dialogue.num_asks}" if dialogue.num_asks else prompt.id
+        dialogue.num_asks += 1
+        if isinstance(asked, Ask):
+            seed = draw_seed(self._seed, f"{prompt.id}/{asked.attempt}" if asked.attempt else prompt.id)
+            sampling = asked.sampling.model_copy(update={"seed": seed if asked.sampling.temperature > 0 else 0})
+            dialogue.num_completions += sampling.n
+            item = Request(name, asked.prompt, sampling, adapter, line.speaker.method)
+        else:
+            dialogue.num_completions += 1
+            item = Given(name, asked.prompt, asked.text, adapter, line.speaker.method)
+        key = line.speaker.engine.key(item, line.identity)
+        found = self._answers.find(key, prompt_id=prompt.id, start=start)
+        if found is not None:
+            dialogue.answers[at] = found
+            self._num_answered += 1
+            return True
+        dialogue.is_fresh = True
+        self._asked[name] = _Asked(dialogue, at, key, start)
+        line.waiting.append(item)
+        return False
+
+    def _take(self, reply: Result | GivenLogprobs) -> None:
+        """Keep an answer; where it was the last that its dialogue waited for, go on with that."""
+        dialogue, at, key, start = self._asked.pop(reply.id)
+        dialogue.missing -= 1
+        if reply.failure is not None:
+            dialogue.failure = self._failure = reply.failure
+            self._num_failed += 1
+            if self._num_failed >= ALL_FAIL and not self._num_answered:
+                raise self._give_up()
+        else:
+            found = reply.completions if isinstance(reply, Result) else [_weighed(dialogue.asks[at], reply)]
+            self._answers.keep(key, found)
+            self._num_answered += 1
+            self._num_tokens += sum(item.num_tokens for item in found)
+            dialogue.answers[at] = tuple(
+                item.renumber(prompt_id=dialogue.prompt.id, index=start + number) for number, item in enumerate(found)
+            )
+        if not dialogue.missing:
+            self._go_on(dialogue, self._close_round(dialogue))
+
+    def _close_round(self, dialogue: _Dialogue) -> Callable[[], Sequence[Ask | Weigh]]:
+        """Note what was asked and answered; return the dialogue's next step."""
+        if dialogue.failure:
+            refusal = Refusal("generate", "request failed", dialogue.failure)
+            return lambda: dialogue.steps.throw(refusal)
+        for asked, answered in zip(dialogue.asks, dialogue.answers, strict=True):
+            dialogue.exchanges.append(
+                Exchange(
+                    prompt_id=dialogue.prompt.id,
+                    step=asked.step,
+                    role=asked.role,
+                    sent=asked.prompt,
+                    completions=answered,
+                )
+            )
+        answers = dialogue.answers
+        return lambda: dialogue.steps.send(answers)
+
+    def _end(self, dialogue: _Dialogue, records: Sequence[Record], why: Dropped | None) -> None:
+        del self._open[dialogue.number]
+        self._ended[dialogue.number] = Outcome(dialogue.prompt, records, dialogue.exchanges, why, dialogue.is_fresh)
+
+    def _give_up(self) -> RunError:
+        given = f"no request was answered; the last failed with: {self._failure}"
+        do = "Mend what it names and run again: all are asked again."
+        return RunError("generate", given=given, allowed="at least one answer", do=do)
+
+
+def _weighed(asked: Ask | Weigh, reply: GivenLogprobs) -> Completion:
+    assert isinstance(asked, Weigh)
+    return Completion.make(
+        prompt_id=reply.id,
+        index=0,
+        text=asked.text,
+        finish_reason="stop",
+        num_prompt_tokens=0,
+        num_tokens=len(reply.token_logprobs),
+        token_logprobs=reply.token_logprobs,
+    )

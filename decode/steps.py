@@ -1,0 +1,62 @@
+"""A dialogue with models, written as plain control flow: a generator that yields what it asks and gets what was answered.
+
+    def make(self, prompt):
+        (drafts,) = yield [Ask(prompt.messages, Sampling(n=4, temperature=1))]
+        (verdict,) = yield [Ask(self._judge(prompt, drafts), Sampling(), step="judge", role="judge")]
+        ...
+        return records
+
+Each `yield` may ask several things at once; the next goes on when all of them are answered. `dialogue.py` runs thousands of
+these side by side. One must ask the same again when it is run again with the same answers: it draws chance from the prompt's
+id alone, and keeps nothing between prompts.
+"""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from counterfoil.records import Completion, Record
+from decode.engine import Content, Sampling
+
+__all__ = ["Answered", "Ask", "Refusal", "Steps", "Weigh"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A question to a model."""
+
+    prompt: Content
+    sampling: Sampling
+    step: str = "answer"
+    """What it is in the dialogue, for people who read how a record was made."""
+    role: str = ""
+    """Which of the job's models is asked; empty for the one whose answers are learnt."""
+    attempt: int = 0
+    """Another attempt draws other samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weigh:
+    """A text whose log-probability under a model is asked for; answered by a completion that has it, token by token."""
+
+    prompt: Content
+    text: str
+    step: str = "weigh"
+    role: str = ""
+
+
+Answered = tuple[Completion, ...]
+"""A question's n answers in order, numbered through the whole dialogue."""
+
+ReturnT = TypeVar("ReturnT")
+Steps = Generator[Sequence[Ask | Weigh], list[Answered], ReturnT]
+
+
+class Refusal(Exception):  # noqa: N818  (no error: it ends one record's way)
+    """Ends a dialogue: its prompt is dropped, with these words. It is raised at a `yield` whose request failed."""
+
+    def __init__(self, stage: str, reason: str, detail: str = "", *, records: Sequence[Record] = ()) -> None:
+        super().__init__(f"{stage}: {reason}")
+        self.stage, self.reason, self.detail = stage, reason, detail
+        self.records = records
+        """What was made all the same: candidates, scores."""
