@@ -5,7 +5,7 @@
 
 `engine`: two processes, each with its own open engine, take turns on the same 1,000 requests (500 prompts, 2 samples);
 starting the engines is not counted. `bookkeeping`: a process a size, on one core; peak memory is the system's own account.
-A prompt is six records: itself, two completions, their two scores, a pair.
+A prompt is six records: itself, what was asked and answered, two scores, the group of its answers, a pair.
 """
 
 import json
@@ -21,6 +21,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+HERE = str(Path(__file__).resolve().parent)
+sys.path[:] = [
+    folder for folder in sys.path if folder != HERE
+]  # files here are named like the packages `align`, `decode`
+
 ROUNDS = 5
 NUM_PROMPTS = 500
 MAX_NEW_TOKENS = 8
@@ -33,6 +38,7 @@ def serve_bare(pipe: Connection) -> None:
     from decode.chat import encode_prompt, load_tokenizer
     from decode.engines.vllm import Vllm, _sampling_params, prepare_environment
     from decode.generate import draw_seed
+    from eval.scorers.verifiable import Verifiable
     from synth.recipes.best_of_n import BestOfN
 
     prepare_environment()
@@ -45,12 +51,12 @@ def serve_bare(pipe: Connection) -> None:
         max_num_batched_tokens=2048, kv_cache_memory_bytes=2**30, disable_log_stats=True,
     )  # fmt: skip
     tokenizer = load_tokenizer(str(folder))
-    recipe = BestOfN(n=2, max_new_tokens=MAX_NEW_TOKENS)
+    (asked,) = next(BestOfN(n=2, max_new_tokens=MAX_NEW_TOKENS).make(Prompt.make(""), Verifiable()))
+    sampling = asked.sampling  # type: ignore[union-attr]
 
     def work(path: Path) -> int:
         prompts = [Prompt.model_validate_json(line) for line in path.read_text().splitlines()]
         ids = [{"prompt_token_ids": encode_prompt(tokenizer, item.messages)} for item in prompts]
-        (sampling,) = recipe.samplings()
         seeds = [sampling.model_copy(update={"seed": draw_seed(0, item.id)}) for item in prompts]
         outputs = llm.generate(ids, [_sampling_params(item) for item in seeds], use_tqdm=False)  # type: ignore[arg-type]
         llm.reset_prefix_cache()
@@ -163,7 +169,7 @@ def book(count: int, pipe: Connection) -> None:
             filters=(LengthOnly(),),
         ).run(Path(folder) / "run", quiet=True)
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-        files = ("prompts", "completions", "scores", "pairs")
+        files = ("prompts", "exchanges", "scores", "groups", "pairs")
         records = sum(done.manifest["outputs"][f"{name}.jsonl"]["num_lines"] for name in files)
         assert records == 6 * count, done.manifest["counts"]
     pipe.send((seconds, cpu, records, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))

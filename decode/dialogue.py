@@ -171,8 +171,10 @@ class _Hall:
                 yield self._ended.pop(due)
                 due += 1
             busy = [line for line in self._lines if line.waiting or line.num_flying]
-            if not busy and not self._begin():
-                break
+            if len(busy) < len(self._lines):  # one more may have something for an idle model
+                begun = self._begin()
+                if not busy and not begun:
+                    break
             for line in busy:
                 reply = next(line.replies or self._connect(line))
                 if reply is not None:
@@ -186,7 +188,9 @@ class _Hall:
         speaker = line.speaker
         methods = [speaker.method] if speaker.method else []
         session = speaker.engine.open(speaker.model, adapters=sorted(line.adapters, key=str), methods=methods)
-        line.replies = self._stack.enter_context(closing(self._stack.enter_context(session).stream(self._feed(line))))
+        line.replies = self._stack.enter_context(
+            closing(self._stack.enter_context(session).stream(self._feed(line), glance=True))
+        )
         return line.replies
 
     def _feed(self, line: _Line) -> Iterator[Request | Given | None]:
@@ -253,7 +257,10 @@ class _Hall:
             return True
         dialogue.is_fresh = True
         self._asked[name] = _Asked(dialogue, at, key, start)
-        line.waiting.append(item)
+        if dialogue.exchanges:  # it has begun: it goes before new ones
+            line.waiting.appendleft(item)
+        else:
+            line.waiting.append(item)
         return False
 
     def _take(self, reply: Result | GivenLogprobs) -> None:

@@ -165,11 +165,14 @@ class Session(ABC):
     """An open engine. Use it as a context manager: leaving it gives back memory, processes and connections."""
 
     @abstractmethod
-    def stream(self, items: Iterable[Request | Given | None]) -> Generator[Result | GivenLogprobs | None]:
+    def stream(
+        self, items: Iterable[Request | Given | None], *, glance: bool = False
+    ) -> Generator[Result | GivenLogprobs | None]:
         """Answer each request and score each given text once, in order of completion; closing cancels what is in flight.
 
         A None among the items says that there is none at present: what is in flight goes on for a moment, and where nothing
-        finished in it a None comes back before the next item is read. So one thread can drive several sessions.
+        finished in it a None comes back before the next item is read. With `glance` a None comes after each such moment, also
+        where there is no room for another item. So one thread can drive several sessions.
         """
 
     def complete(self, requests: Iterable[Request]) -> Iterator[Result]:

@@ -212,17 +212,21 @@ class HttpClient:
         *,
         name: Callable[[ItemT], str],
         cancelled: Callable[[ItemT], ResultT],
+        glance: bool = False,
     ) -> Generator[ResultT | None]:
         """Yield what `work` returns for each item, as each finishes; at most `max_in_flight` run at once.
 
         `cancel(name(item))` makes an item's result `cancelled(item)`. Closing the iterator cancels the rest. For an item
-        that is None it waits a moment and yields what finished, or None.
+        that is None it waits a moment and yields what finished, or None; with `glance` also where it is full.
         """
         done: queue.SimpleQueue[Future[ResultT]] = queue.SimpleQueue()
         mine: dict[Future[ResultT], ItemT] = {}
 
-        def take(timeout_s: float | None = None) -> ResultT:
-            future = done.get(timeout=timeout_s)
+        def take(timeout_s: float | None = None) -> ResultT | None:
+            try:
+                future = done.get(timeout=timeout_s)
+            except queue.Empty:
+                return None
             ended = mine.pop(future)
             with self._lock:
                 self._running.pop(future, None)
@@ -231,16 +235,13 @@ class HttpClient:
         try:
             for item in items:
                 if item is None:
-                    try:
-                        yield take(_GLANCE_S)
-                    except queue.Empty:
-                        yield None
+                    yield take(_GLANCE_S)
                     continue
                 future = self._start(name(item), lambda item=item: work(item))
                 mine[future] = item
                 future.add_done_callback(done.put)
                 while len(mine) >= self._max_in_flight or not done.empty():
-                    yield take()
+                    yield take(_GLANCE_S if glance else None)
             while mine:
                 yield take()
         finally:

@@ -86,7 +86,9 @@ class HfSession(Session):
         self.max_model_len = engine.max_model_len
         self.watch: Watch | None = None
 
-    def stream(self, items: Iterable[Request | Given | None]) -> Generator[Result | GivenLogprobs | None]:
+    def stream(
+        self, items: Iterable[Request | Given | None], *, glance: bool = False
+    ) -> Generator[Result | GivenLogprobs | None]:
         """Answer in batches of like length, out of a window of four batches; score in batches; see Session."""
         source, more = iter(items), True
         while more:

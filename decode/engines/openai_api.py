@@ -228,10 +228,16 @@ class OpenaiSession(Session):
         self._wants_ids = True
         self._tokenizes: bool | None = None
 
-    def stream(self, items: Iterable[Request | Given | None]) -> Generator[Result | GivenLogprobs | None]:
+    def stream(
+        self, items: Iterable[Request | Given | None], *, glance: bool = False
+    ) -> Generator[Result | GivenLogprobs | None]:
         """Answer and score, `max_in_flight` at a time; see Session."""
         return self._client.each(
-            items, self._answer, name=lambda item: item.id, cancelled=lambda item: fail(item, "cancelled")
+            items,
+            self._answer,
+            name=lambda item: item.id,
+            cancelled=lambda item: fail(item, "cancelled"),
+            glance=glance,
         )
 
     async def _answer(self, item: Request | Given) -> Result | GivenLogprobs:

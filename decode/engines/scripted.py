@@ -96,7 +96,9 @@ class ScriptedSession(Session):
         self._engine, self._rules = engine, rules
         self._cancelled: set[str] = set()
 
-    def stream(self, items: Iterable[Request | Given | None]) -> Generator[Result | GivenLogprobs | None]:
+    def stream(
+        self, items: Iterable[Request | Given | None], *, glance: bool = False
+    ) -> Generator[Result | GivenLogprobs | None]:
         """Answer in the order of asking, each `latency_s` after it was asked; see Session."""
         source, flying, more = iter(items), deque[tuple[float, Request | Given]](), True
         while more or flying:
@@ -108,11 +110,12 @@ class ScriptedSession(Session):
                 else:
                     more, waits = item is None, True
             wait_s = flying[0][0] - time.monotonic() if flying else _GLANCE_S
-            if waits and more and wait_s > 0:
+            if (waits or glance) and more and wait_s > 0:
                 time.sleep(min(wait_s, _GLANCE_S))
                 yield None
             elif flying:
-                time.sleep(max(wait_s, 0))
+                if wait_s > 0:
+                    time.sleep(wait_s)
                 yield self._answer(flying.popleft()[1])
 
     def _answer(self, item: Request | Given) -> Result | GivenLogprobs:

@@ -224,7 +224,9 @@ class VllmSession(Session):
         cleanup_dist_env_and_memory(shutdown_ray=False)
         gc.collect()
 
-    def stream(self, items: Iterable[Request | Given | None]) -> Generator[Result | GivenLogprobs | None]:
+    def stream(
+        self, items: Iterable[Request | Given | None], *, glance: bool = False
+    ) -> Generator[Result | GivenLogprobs | None]:
         """Keep vLLM's queue filled from `items` and yield what finishes; see Session."""
         source, mine, more = iter(items), dict[str, tuple[Request | Given, int]](), True
         try:
@@ -248,7 +250,7 @@ class VllmSession(Session):
                     item, state = mine.pop(number)
                     output = self._finished.pop(number)
                     yield fail(item, "cancelled") if output is None else self._read(item, output, state)
-                if waits and more and not finished:
+                if (waits or glance) and more and not finished:
                     yield None
         finally:
             self._abort(list(mine))

@@ -35,8 +35,8 @@ from pathlib import Path
 from decode.engines.scripted import Scripted, ScriptedSession
 
 class Session(ScriptedSession):
-    def stream(self, items) -> Iterator:
-        yield from super().stream(map(self.note, items))
+    def stream(self, items, *, glance=False) -> Iterator:
+        yield from super().stream(map(self.note, items), glance=glance)
     def note(self, request):
         if request is None:
             return None
