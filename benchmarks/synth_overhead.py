@@ -36,8 +36,9 @@ def serve_bare(pipe: Connection) -> None:
     from counterfoil.models import find_model
     from counterfoil.records import Prompt
     from decode.chat import encode_prompt, load_tokenizer
-    from decode.engines.vllm import Vllm, _sampling_params, prepare_environment
+    from decode.engines.vllm import Vllm, prepare_environment
     from decode.generate import draw_seed
+    from decode.vllm_records import make_sampling_params
     from eval.scorers.verifiable import Verifiable
     from synth.recipes.best_of_n import BestOfN
 
@@ -58,7 +59,7 @@ def serve_bare(pipe: Connection) -> None:
         prompts = [Prompt.model_validate_json(line) for line in path.read_text().splitlines()]
         ids = [{"prompt_token_ids": encode_prompt(tokenizer, item.messages)} for item in prompts]
         seeds = [sampling.model_copy(update={"seed": draw_seed(0, item.id)}) for item in prompts]
-        outputs = llm.generate(ids, [_sampling_params(item) for item in seeds], use_tqdm=False)  # type: ignore[arg-type]
+        outputs = llm.generate(ids, [make_sampling_params(item) for item in seeds], use_tqdm=False)  # type: ignore[arg-type]
         llm.reset_prefix_cache()
         return sum(len(part.token_ids) for output in outputs for part in output.outputs)
 

@@ -61,6 +61,9 @@ class Sampling(Config):
     """More than one is beam search: the likeliest text that so many at a time lead to."""
     logprobs: bool = False
     """Also return the token ids and their log-probabilities."""
+    json_schema: dict[str, Any] | None = None
+    """Only tokens that keep the answer to this JSON schema are drawn; one that is cut off may still be no JSON. A server of
+    your own is best started with --structured-outputs-config '{"backend": "xgrammar", "disable_any_whitespace": true}'."""
 
     @field_validator("temperature")
     @classmethod
@@ -101,6 +104,8 @@ class Request:
                 return "beam search, which this engine does not give"
             if sampling.temperature > 0 or sampling.n > 1 or sampling.logprobs or self.method is not None:
                 return "beam search with a temperature, n > 1, log-probabilities or a method"
+        if sampling.json_schema is not None and "schema" not in gives:
+            return "an answer by a JSON schema, which this engine does not give"
         if self.method is None:
             return None if self.negative is None else "a negative prompt, and no method that has a use for it"
         if missing := sorted(self.method.needs - gives):
@@ -215,8 +220,8 @@ class Engine(Choice):
     INCIDENTAL: ClassVar[frozenset[str]] = frozenset()
     """Fields that change no answer: how many at a time, how patiently."""
     gives: ClassVar[frozenset[str]]
-    """Out of: chat, text, n, stop, seed, logprobs, given_logprobs, adapters, cancel, num_tokens, beams; and what methods
-    need: states, layers, two_models, two_prompts, two_adapters."""
+    """Out of: chat, text, n, stop, seed, logprobs, given_logprobs, adapters, cancel, num_tokens, beams, schema; and what
+    methods need: states, layers, two_models, two_prompts, two_adapters."""
 
     @abstractmethod
     def open(self, model: str, *, adapters: Sequence[str | None] = (), methods: Sequence[Method] = ()) -> Session:

@@ -13,12 +13,16 @@ id alone, and keeps nothing between prompts.
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from counterfoil.records import Completion, Record
 from decode.engine import Content, Sampling
 
-__all__ = ["Answered", "Ask", "Refusal", "Steps", "Weigh"]
+__all__ = ["Answered", "Ask", "Refusal", "Steps", "Weigh", "ask_for"]
+
+RETRY_TEMPERATURE = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class Weigh:
 Answered = tuple[Completion, ...]
 """A question's n answers in order, numbered through the whole dialogue."""
 
+AnswerT = TypeVar("AnswerT", bound=BaseModel)
 ReturnT = TypeVar("ReturnT")
 Steps = Generator[Sequence[Ask | Weigh], list[Answered], ReturnT]
 
@@ -60,3 +65,25 @@ class Refusal(Exception):  # noqa: N818  (no error: it ends one record's way)
         self.stage, self.reason, self.detail = stage, reason, detail
         self.records = records
         """What was made all the same: candidates, scores."""
+
+
+def ask_for(
+    wanted: type[AnswerT], prompt: Content, sampling: Sampling, *, step: str, role: str = "", retries: int = 2
+) -> Steps[AnswerT]:
+    """Ask for one answer that is a JSON document of the type `wanted`, whose schema the engine holds the model to.
+
+    What cannot be read all the same (it was cut off, a rule of the type's own is broken) is asked again, sampled, `retries`
+    times. Raises Refusal with the last raw text after that.
+    """
+    text = ""
+    for attempt in range(retries + 1):
+        changes: dict[str, Any] = {"json_schema": wanted.model_json_schema(), "n": 1}
+        if attempt and sampling.temperature == 0:
+            changes["temperature"] = RETRY_TEMPERATURE  # greedily it would say the same again
+        ((answered,),) = yield [Ask(prompt, sampling.model_copy(update=changes), step, role, attempt)]
+        text = answered.text
+        try:
+            return wanted.model_validate_json(text)
+        except ValidationError:
+            continue
+    raise Refusal(step, "not as the schema asks", text)

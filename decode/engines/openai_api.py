@@ -8,27 +8,25 @@ import asyncio
 import difflib
 import math
 import os
-from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
-from typing_extensions import TypeIs
 
 from counterfoil.errors import EngineError
-from counterfoil.records import Completion, Message, content_id
+from counterfoil.records import Completion, content_id
 from decode.engine import Content, Engine, Given, GivenLogprobs, Request, Result, Session, fail, is_token_ids
 from decode.http import HttpClient, HttpError, Patience
 from decode.method import Method
+from decode.openai_records import is_chat, read_completions
 
 __all__ = ["OpenaiApi", "OpenaiSession"]
 
 ResultT = TypeVar("ResultT")
 
-_LENGTH_REASONS = {"length", "max_tokens"}
-_BROKEN_REASONS = {"abort", "error", "content_filter", "tool_calls", "function_call"}
 _MAX_NAMED = 20  # model names in an error
 
 
@@ -36,7 +34,19 @@ class OpenaiApi(Engine):
     """A server at an address; nothing is loaded here."""
 
     gives: ClassVar[frozenset[str]] = frozenset(
-        {"chat", "text", "n", "stop", "seed", "logprobs", "given_logprobs", "adapters", "cancel", "num_tokens"}
+        {
+            "chat",
+            "text",
+            "n",
+            "stop",
+            "seed",
+            "logprobs",
+            "given_logprobs",
+            "adapters",
+            "cancel",
+            "num_tokens",
+            "schema",
+        }
     )
 
     INCIDENTAL: ClassVar[frozenset[str]] = frozenset(
@@ -145,72 +155,6 @@ class OpenaiApi(Engine):
         raise EngineError(f"model {name!r}", given=f"{self.base_url} {given}", allowed=allowed, do=do)
 
 
-class _Read(NamedTuple):
-    """What is counted and kept of a choice's tokens."""
-
-    num_tokens: int
-    logprobs: tuple[float, ...] | None
-    token_ids: tuple[int, ...] | None
-
-
-def _is_chat(prompt: Content) -> TypeIs[tuple[Message, ...]]:
-    return not isinstance(prompt, str) and not is_token_ids(prompt)
-
-
-def _read_tokens(request: Request, choice: Mapping[str, Any], usage: Mapping[str, Any]) -> _Read:
-    """Count the tokens of a choice. Usage has them of all n together, hence the count by log-probabilities."""
-    sampling, found = request.sampling, cast(dict[str, Any], choice.get("logprobs") or {})
-    if sampling.n == 1 and not sampling.logprobs:
-        return _Read(int(usage["completion_tokens"]), None, None)
-    values: Any = found.get("content" if _is_chat(request.prompt) else "token_logprobs")
-    if values is None:
-        why = "" if sampling.logprobs else ", by which the tokens of n > 1 choices are counted: ask with n: 1"
-        raise HttpError(f"server sent no log-probabilities{why}")
-    if not sampling.logprobs:
-        return _Read(len(values), None, None)
-    logprobs = tuple(float(value["logprob"] if _is_chat(request.prompt) else value) for value in values)
-    ids = choice.get("token_ids")
-    if ids is not None and len(ids) != len(logprobs):
-        raise HttpError(f"server sent {len(ids)} token ids and {len(logprobs)} log-probabilities")
-    return _Read(len(logprobs), logprobs, None if ids is None else tuple(int(token_id) for token_id in ids))
-
-
-def _read_completions(request: Request, answer: Mapping[str, Any]) -> tuple[Completion, ...]:
-    """Turn the server's answer into completions in order of index.
-
-    Raises:
-        HttpError: choices are missing or broken off, or the answer has another shape.
-    """
-    try:
-        choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
-        if len(choices) != request.sampling.n:
-            raise HttpError(f"server sent {len(choices)} of {request.sampling.n} choices")
-        if [choice["index"] for choice in choices] != list(range(request.sampling.n)):
-            raise HttpError("server gave two choices the same index")
-        completions: list[Completion] = []
-        for choice in choices:
-            reason = str(choice.get("finish_reason") or "stop")
-            if reason in _BROKEN_REASONS:
-                raise HttpError(f"server ended a choice with finish_reason {reason}")
-            text = choice["message"]["content"] if _is_chat(request.prompt) else choice["text"]
-            read = _read_tokens(request, choice, answer["usage"])
-            completions.append(
-                Completion.make(
-                    prompt_id=request.id,
-                    index=choice["index"],
-                    text=text or "",
-                    finish_reason="length" if reason in _LENGTH_REASONS else "stop",
-                    num_prompt_tokens=answer["usage"]["prompt_tokens"],
-                    num_tokens=read.num_tokens,
-                    token_ids=read.token_ids,
-                    token_logprobs=read.logprobs,
-                )
-            )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise HttpError(f"server sent an answer of another shape: {type(error).__name__}: {error}") from None
-    return tuple(completions)
-
-
 class _Scored(NamedTuple):
     """Log-probabilities in a given token's place."""
 
@@ -296,7 +240,7 @@ class OpenaiSession(Session):
         else:
             answer = await self._client.ask("POST", path, body=body)
         try:
-            return _read_completions(request, answer)
+            return read_completions(request, answer)
         except HttpError as failure:
             raise HttpError(self._client.redact(str(failure))) from None
 
@@ -313,12 +257,15 @@ class OpenaiSession(Session):
             body["seed"] = sampling.seed
         if sampling.stop:
             body["stop"] = list(sampling.stop)
+        if sampling.json_schema:
+            named = {"name": "answer", "schema": sampling.json_schema, "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": named}
         if self._is_vllm:  # said outright, as vLLM else takes the defaults of the model's generation_config.json
             body |= {"top_k": sampling.top_k, "min_p": sampling.min_p, "repetition_penalty": 1.0}
         else:
             body |= {key: value for key in ("top_k", "min_p") if (value := getattr(sampling, key))}
         counts = sampling.logprobs or sampling.n > 1
-        if not _is_chat(request.prompt):
+        if not is_chat(request.prompt):
             return "/completions", body | {"prompt": request.prompt} | ({"logprobs": 0} if counts else {})
         body["messages"] = list(request.prompt)
         return "/chat/completions", body | ({"logprobs": True, "top_logprobs": 0} if counts else {})
@@ -387,8 +334,8 @@ class OpenaiSession(Session):
     async def _count(self, prompt: Content) -> int:
         if await self._has_tokenize():
             return len(await self._tokenize(self._model, prompt))
-        path = "/chat/completions" if _is_chat(prompt) else "/completions"
-        asked = {"messages": list(prompt)} if _is_chat(prompt) else {"prompt": prompt}
+        path = "/chat/completions" if is_chat(prompt) else "/completions"
+        asked = {"messages": list(prompt)} if is_chat(prompt) else {"prompt": prompt}
         answer = await self._client.ask("POST", path, body={"model": self._model, "max_tokens": 1} | asked)
         try:
             return int(answer["usage"]["prompt_tokens"])

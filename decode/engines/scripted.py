@@ -36,7 +36,19 @@ class Scripted(Engine):
     """Deterministic replies: sample i of a prompt with seed s is reply (s + i) modulo their number."""
 
     gives: ClassVar[frozenset[str]] = frozenset(
-        {"chat", "text", "n", "stop", "seed", "logprobs", "given_logprobs", "adapters", "cancel", "num_tokens"}
+        {
+            "chat",
+            "text",
+            "n",
+            "stop",
+            "seed",
+            "logprobs",
+            "given_logprobs",
+            "adapters",
+            "cancel",
+            "num_tokens",
+            "schema",
+        }
     )
 
     INCIDENTAL: ClassVar[frozenset[str]] = frozenset({"latency_s", "max_in_flight", "script"})

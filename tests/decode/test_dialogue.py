@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, Field
 
 from counterfoil.errors import RunError
 from counterfoil.job import Run
@@ -19,7 +20,7 @@ from decode import dialogue
 from decode.dialogue import Outcome, Speaker, converse
 from decode.engine import Given, Request, Sampling
 from decode.engines.scripted import Scripted, ScriptedSession
-from decode.steps import Ask, Refusal, Steps, Weigh
+from decode.steps import Ask, Refusal, Steps, Weigh, ask_for
 
 DRAW = Sampling(n=2, temperature=1.0)
 
@@ -227,3 +228,29 @@ def test_a_text_is_weighed_under_a_model(tmp_path: Path) -> None:
     found = hold(tmp_path, 2, steps, main=Scripted(logprob_nats=-2.0))
     assert [texts(item) for item in found] == [["(-2.0, -2.0, -2.0)"]] * 2
     assert hold(tmp_path, 2, steps, main=Scripted(logprob_nats=-2.0))[0].exchanges == found[0].exchanges
+
+
+class Verdict(BaseModel):
+    """A judge's."""
+
+    grade: int = Field(ge=1, le=5)
+
+
+def test_what_is_no_answer_by_the_schema_is_asked_again_then_refused(tmp_path: Path) -> None:
+    """Greedily the double says its first reply; a retry is drawn, and its seed decides. The raw text is kept."""
+
+    def steps(prompt: Prompt) -> Steps[Sequence[Record]]:
+        verdict = yield from ask_for(Verdict, prompt.messages, Sampling(), step="judge", retries=3)
+        return [Group.make("x", [Answer(text=str(verdict.grade))])]
+
+    found = hold(tmp_path, 60, steps, main=Scripted(replies=("no JSON", '{"grade": 9}', '{"grade": 4}', "{")))
+    fine = [item for item in found if not item.dropped]
+    assert {text for item in fine for text in texts(item)} == {"4"}
+    assert {len(item.exchanges) for item in fine} == {2, 3, 4}
+    refused = [item for item in found if item.dropped]
+    assert 0 < len(refused) < 40, "three draws out of four replies miss it 27 times in 64"
+    for item in refused:
+        assert item.dropped is not None
+        assert (item.dropped.stage, item.dropped.reason) == ("judge", "not as the schema asks")
+        assert item.dropped.detail == item.exchanges[-1].completions[0].text
+        assert len(item.exchanges) == 4

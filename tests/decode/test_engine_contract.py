@@ -1,5 +1,6 @@
 """One contract for every engine: the same tests run on scripted, hf, vLLM in process and a real vLLM server."""
 
+import json
 import math
 from collections import deque
 from collections.abc import Iterator
@@ -157,6 +158,28 @@ def test_requests_are_read_lazily_and_closing_cancels(subject: Session) -> None:
     stream.close()  # pyright: ignore[reportAttributeAccessIssue]  (a generator)
     assert next(read) < 2000
     assert ask(subject, Request("after", chat("Say yes."), Sampling(max_new_tokens=2)))["after"]
+
+
+@pytest.mark.parametrize("subject", ["vllm", "openai_api"], indirect=True)
+def test_answers_keep_to_a_schema(subject: Session) -> None:
+    """At temperature 1 a small model never writes such JSON by itself; beside them plain requests stay plain."""
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "blue"]}, "count": {"type": "integer", "minimum": 1, "maximum": 9}},
+        "required": ["colour", "count"],
+        "additionalProperties": False,
+    }
+    sampling = Sampling(temperature=1.0, max_new_tokens=60, json_schema=schema)
+    asked = [
+        Request(str(at), chat("Name a colour and a number."), sampling.model_copy(update={"seed": at}))
+        for at in range(8)
+    ]
+    plain = Request("plain", chat("Say yes."), Sampling(max_new_tokens=4))
+    texts = ask(subject, *asked[:4], plain, *asked[4:])
+    assert texts["plain"] == ask(subject, plain)["plain"]
+    for request in asked:
+        found = json.loads(texts[request.id][0])
+        assert set(found) == {"colour", "count"} and found["colour"] in {"red", "blue"} and 1 <= found["count"] <= 9
 
 
 def test_a_source_with_nothing_at_present_is_asked_again(subject: Session) -> None:
