@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from counterfoil.config import Choice, Config
 from counterfoil.records import Answer, Dropped, Group
-from eval.scorer import Scorer
+from eval.scorer import LocalScorer
 from eval.scorers.verifiable import Verifiable
 
 if TYPE_CHECKING:  # a config names an objective before anything heavy is loaded
@@ -104,7 +104,7 @@ class Fresh(Config):
     """Of the draws; contrastive policy gradient equals RLOO at 1."""
     max_new_tokens: int = Field(default=128, ge=1)
     """Cut an answer off after this many tokens."""
-    scorer: Scorer = Verifiable()
+    scorer: LocalScorer = Verifiable()
     """What judges them, by the group's reference."""
     role: Literal["rejected", ""] = ""
     """Empty puts them in place of the group's answers; rejected adds them as answers to leave, beside those that there

@@ -117,6 +117,11 @@ def find_class(cls: type[ChoiceT], name: str) -> type[ChoiceT]:
     module = importlib.import_module(module_name)
     wanted = "".join(part.capitalize() for part in name.rsplit(".", 1)[-1].split("_"))
     found = getattr(module, wanted, None)
+    if isinstance(found, type) and issubclass(found, Choice) and not issubclass(found, cls):
+        do = "Name another, or give it where any of its family will do."
+        raise PydanticCustomError(
+            "wrong_kind", "{name} is no {kind}", {"name": name, "kind": cls.__name__, "allowed": _names(cls), "do": do}
+        )
     if not (isinstance(found, type) and issubclass(found, cls)):
         raise PydanticCustomError(
             "no_class",

@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 
 __all__ = [
     "Answer",
+    "Comparison",
     "Completion",
     "Dropped",
     "Exchange",
@@ -27,6 +28,7 @@ __all__ = [
     "Record",
     "Score",
     "Span",
+    "Triplet",
     "content_id",
 ]
 
@@ -152,14 +154,22 @@ class Pair(Record):
     chosen_id: str
     rejected_id: str
     recipe: str
+    cut: tuple[Literal["chosen", "rejected"], ...] = ()
+    """Sides that stop before their end, at a limit of tokens."""
 
     @classmethod
     def make(
         cls, prompt: Prompt, chosen: Completion, rejected: Completion, *, scores: tuple[float, float], recipe: str
     ) -> Self:
-        """Pair two completions of `prompt`. Raises ValueError where one is not an answer to it."""
+        """Pair two completions of `prompt`. Raises ValueError where one is no answer to it or empty, or both are one."""
         if {chosen.prompt_id, rejected.prompt_id} != {prompt.id}:
             raise ValueError(f"prompt {prompt.id} got answers to {chosen.prompt_id} and {rejected.prompt_id}")
+        if chosen.text == rejected.text or not (chosen.text.strip() and rejected.text.strip()):
+            raise ValueError(f"prompt {prompt.id} got an empty answer, or one answer twice")
+        sides: tuple[tuple[Literal["chosen", "rejected"], Completion], ...] = (
+            ("chosen", chosen),
+            ("rejected", rejected),
+        )
         return cls(
             id=content_id(prompt.id, chosen.text, rejected.text),
             prompt=prompt.messages,
@@ -171,7 +181,53 @@ class Pair(Record):
             chosen_id=chosen.id,
             rejected_id=rejected.id,
             recipe=recipe,
+            cut=tuple(name for name, side in sides if side.finish_reason == "length"),
         )
+
+
+class Comparison(Record):
+    """What a judge said of two answers to one prompt, shown in both orders."""
+
+    id: str
+    prompt_id: str
+    judge: str
+    """The role of the model that judged."""
+    completion_ids: tuple[str, str]
+    chars: tuple[int, int]
+    """Lengths of the two texts."""
+    forward: Literal["first", "second", "tie"]
+    """Which of `completion_ids` was better where they were shown in this order."""
+    backward: Literal["first", "second", "tie"]
+    """Which of `completion_ids` was better where the second was shown first."""
+    preference: float = 0.0
+    """How much the first was preferred, -1 to 1, over both orders, where the judge's probabilities were read."""
+
+    @property
+    def winner(self) -> int | None:
+        """0 or 1, the one that won in both orders; None where there is none."""
+        if self.forward != self.backward or self.forward == "tie":
+            return None
+        return 0 if self.forward == "first" else 1
+
+
+class Triplet(Record):
+    """Texts for an embedder, in sentence-transformers' columns: the anchor is nearer to the positive than to the negative."""
+
+    id: str
+    anchor: str
+    positive: str
+    negative: str | None = None
+    prompt_id: str = ""
+    recipe: str = ""
+
+    @classmethod
+    def make(cls, anchor: str, positive: str, negative: str | None = None, *, prompt_id: str, recipe: str) -> Self:
+        """Build a triplet with its id. Raises ValueError where two of its texts are one."""
+        texts = [text for text in (anchor, positive, negative) if text is not None]
+        if len(set(texts)) < len(texts) or not all(text.strip() for text in texts):
+            raise ValueError("a triplet of equal or empty texts")
+        key = content_id(anchor, positive, negative)
+        return cls(id=key, anchor=anchor, positive=positive, negative=negative, prompt_id=prompt_id, recipe=recipe)
 
 
 class Span(Record):

@@ -53,7 +53,7 @@ class Outcome(NamedTuple):
 
     prompt: Prompt
     records: Sequence[Record]
-    """What it made."""
+    """What it kept on its way, and what it made."""
     exchanges: Sequence[Exchange]
     dropped: Dropped | None
     """Why it was refused, where it was."""
@@ -68,7 +68,7 @@ class _Dialogue:
     number: int
     prompt: Prompt
     steps: Steps[Sequence[Record]]
-    asks: Sequence[Ask | Weigh] = ()
+    asks: Sequence[Ask | Weigh | Record] = ()
     answers: list[Answered] = field(default_factory=list[Answered])
     missing: int = 0
     failure: str = ""
@@ -76,6 +76,7 @@ class _Dialogue:
     num_completions: int = 0
     is_fresh: bool = False
     exchanges: list[Exchange] = field(default_factory=list[Exchange])
+    records: list[Record] = field(default_factory=list[Record])
 
 
 @dataclass(slots=True)
@@ -215,22 +216,27 @@ class _Hall:
         self._go_on(dialogue, lambda: next(dialogue.steps))
         return True
 
-    def _go_on(self, dialogue: _Dialogue, step: Callable[[], Sequence[Ask | Weigh]]) -> None:
+    def _go_on(self, dialogue: _Dialogue, step: Callable[[], Sequence[Ask | Weigh | Record]]) -> None:
         """Take a dialogue's next steps, as far as they have kept answers."""
         while True:
             try:
                 dialogue.asks = step()
             except StopIteration as stop:
-                self._end(dialogue, stop.value, None)
+                dialogue.records += stop.value
+                self._end(dialogue, None)
                 return
             except Refusal as refusal:
                 why = Dropped(
                     id=dialogue.prompt.id, stage=refusal.stage, reason=refusal.reason, detail=refusal.detail[:2000]
                 )
-                self._end(dialogue, refusal.records, why)
+                self._end(dialogue, why)
                 return
             dialogue.answers, dialogue.failure = [()] * len(dialogue.asks), ""
-            dialogue.missing = sum(not self._ask(dialogue, at, asked) for at, asked in enumerate(dialogue.asks))
+            for at, asked in enumerate(dialogue.asks):
+                if isinstance(asked, Record):
+                    dialogue.records.append(asked)
+                else:
+                    dialogue.missing += not self._ask(dialogue, at, asked)
             if dialogue.missing:
                 return
             step = self._close_round(dialogue)
@@ -283,12 +289,14 @@ class _Hall:
         if not dialogue.missing:
             self._go_on(dialogue, self._close_round(dialogue))
 
-    def _close_round(self, dialogue: _Dialogue) -> Callable[[], Sequence[Ask | Weigh]]:
+    def _close_round(self, dialogue: _Dialogue) -> Callable[[], Sequence[Ask | Weigh | Record]]:
         """Note what was asked and answered; return the dialogue's next step."""
         if dialogue.failure:
             refusal = Refusal("generate", "request failed", dialogue.failure)
             return lambda: dialogue.steps.throw(refusal)
         for asked, answered in zip(dialogue.asks, dialogue.answers, strict=True):
+            if isinstance(asked, Record):
+                continue
             dialogue.exchanges.append(
                 Exchange(
                     prompt_id=dialogue.prompt.id,
@@ -301,9 +309,11 @@ class _Hall:
         answers = dialogue.answers
         return lambda: dialogue.steps.send(answers)
 
-    def _end(self, dialogue: _Dialogue, records: Sequence[Record], why: Dropped | None) -> None:
+    def _end(self, dialogue: _Dialogue, why: Dropped | None) -> None:
         del self._open[dialogue.number]
-        self._ended[dialogue.number] = Outcome(dialogue.prompt, records, dialogue.exchanges, why, dialogue.is_fresh)
+        self._ended[dialogue.number] = Outcome(
+            dialogue.prompt, dialogue.records, dialogue.exchanges, why, dialogue.is_fresh
+        )
 
     def _give_up(self) -> RunError:
         given = f"no request was answered; the last failed with: {self._failure}"
@@ -311,7 +321,7 @@ class _Hall:
         return RunError("generate", given=given, allowed="at least one answer", do=do)
 
 
-def _weighed(asked: Ask | Weigh, reply: GivenLogprobs) -> Completion:
+def _weighed(asked: Ask | Weigh | Record, reply: GivenLogprobs) -> Completion:
     assert isinstance(asked, Weigh)
     return Completion.make(
         prompt_id=reply.id,

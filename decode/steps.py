@@ -3,12 +3,13 @@
     def make(self, prompt):
         (drafts,) = yield [Ask(prompt.messages, Sampling(n=4, temperature=1))]
         (verdict,) = yield [Ask(self._judge(prompt, drafts), Sampling(), step="judge", role="judge")]
+        yield [Score(...)]
         ...
-        return records
+        return pairs
 
-Each `yield` may ask several things at once; the next goes on when all of them are answered. `dialogue.py` runs thousands of
-these side by side. One must ask the same again when it is run again with the same answers: it draws chance from the prompt's
-id alone, and keeps nothing between prompts.
+Each `yield` may ask several things at once; the next goes on when all of them are answered. A record that is yielded is kept,
+whatever becomes of the dialogue. `dialogue.py` runs thousands of these side by side. One must ask the same again when it is
+run again with the same answers: it draws chance from the prompt's id alone, and keeps nothing between prompts.
 """
 
 from collections.abc import Generator, Sequence
@@ -50,21 +51,19 @@ class Weigh:
 
 
 Answered = tuple[Completion, ...]
-"""A question's n answers in order, numbered through the whole dialogue."""
+"""A question's n answers in order, numbered through the whole dialogue; none to a record."""
 
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
 ReturnT = TypeVar("ReturnT")
-Steps = Generator[Sequence[Ask | Weigh], list[Answered], ReturnT]
+Steps = Generator[Sequence[Ask | Weigh | Record], list[Answered], ReturnT]
 
 
 class Refusal(Exception):  # noqa: N818  (no error: it ends one record's way)
     """Ends a dialogue: its prompt is dropped, with these words. It is raised at a `yield` whose request failed."""
 
-    def __init__(self, stage: str, reason: str, detail: str = "", *, records: Sequence[Record] = ()) -> None:
+    def __init__(self, stage: str, reason: str, detail: str = "") -> None:
         super().__init__(f"{stage}: {reason}")
         self.stage, self.reason, self.detail = stage, reason, detail
-        self.records = records
-        """What was made all the same: candidates, scores."""
 
 
 def ask_for(

@@ -5,6 +5,7 @@ several about one fact, are no independent draws: their mean is then one value, 
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,13 +15,18 @@ from counterfoil.errors import InputError
 from counterfoil.job import InputPath, Job, Run
 from counterfoil.jsonl import read_jsonl, write_json
 from counterfoil.records import Completion, Dropped, Prompt
+from decode.dialogue import Speaker
 from decode.generate import read_prompts
+from eval.grading import check_roles, grade_all
 from eval.parts import check_parts, list_parts, name_method
 from eval.scorer import Scorer
 from eval.scorers.exact_answer import ExactAnswer
 from eval.stats import Interval, mean_interval, paired_difference, recovered_gap
 
 __all__ = ["Answers"]
+
+_Means = dict[str, float]
+"""A value for each prompt, by its id."""
 
 
 class Answers(Job):
@@ -33,7 +39,9 @@ class Answers(Job):
     parts: tuple[Path, ...] = Field(min_length=1)
     """Folders of finished decode runs on them."""
     scorer: Scorer = ExactAnswer()
-    """What judges an answer."""
+    """What judges an answer; one that compares sees a prompt's answers of all parts together."""
+    roles: dict[str, Speaker] = {}
+    """Models that the scorer asks, by role; the small one stands in for those that are not given."""
     baseline: str | None = None
     """The method that others are compared with; None is the first part's."""
     group_by: str | None = None
@@ -52,8 +60,9 @@ class Answers(Job):
         return super().inputs() | list_parts(self.parts)
 
     def check(self) -> None:
-        """Raise InputError for a part that is not finished."""
+        """Raise InputError for a part that is not finished, and what `check_roles` raises."""
         check_parts(self.parts)
+        check_roles(self.scorer, self.roles)
 
     def work(self, run: Run) -> None:
         """Score every answer, then compare methods over the prompts that all of them answered."""
@@ -61,20 +70,7 @@ class Answers(Job):
         for item in run.sift(read_prompts(self.prompts, column="prompt", where="prompts", negative="may")):
             prompts[item.id] = item
             prompts[Prompt.make(item.messages, reference=item.reference).id] = item
-        scores: dict[str, list[dict[str, float]]] = defaultdict(list)
-        details: dict[str, list[dict[str, float]]] = defaultdict(list)
-        with run.progress.stage("score", total=len(self.parts)) as shown:
-            for folder in self.parts:
-                own: dict[str, list[float]] = defaultdict(list)
-                also: dict[str, list[float]] = defaultdict(list)
-                for prompt, completion in _join(folder, prompts, run):
-                    verdict = self.scorer.score(prompt, completion)
-                    own[prompt.id].append(verdict.value)
-                    also[prompt.id].append(float(bool(verdict.detail.get("original"))))
-                name = name_method(folder)
-                scores[name].append({key: sum(values) / len(values) for key, values in own.items()})
-                details[name].append({key: sum(values) / len(values) for key, values in also.items()})
-                shown.advance()
+        scores, details = self._score(run, prompts)
         ids = sorted(set.intersection(*(set(found) for parts in scores.values() for found in parts)))
         if not ids:
             raise InputError("parts", given="no prompt that all answered", allowed="runs on `prompts`", do="Check.")
@@ -87,6 +83,34 @@ class Answers(Job):
         summary = self._summarise(columns, {name: _average(parts, groups) for name, parts in details.items()})
         write_json(run.folder / "summary.json", summary | {"num_prompts": len(ids), "num_groups": len(groups)})
         run.figures |= {f"{name}": row["score"] for name, row in summary["methods"].items()}
+
+    def _score(
+        self, run: Run, prompts: Mapping[str, Prompt]
+    ) -> tuple[dict[str, list[_Means]], dict[str, list[_Means]]]:
+        """Return, for each method, a score of each prompt for each of its parts, and how often it said the original.
+
+        A prompt's answers are graded together, those of all parts: a judge may compare them with each other.
+        """
+        answered: dict[str, list[Completion]] = defaultdict(list)
+        sources: dict[str, list[int]] = defaultdict(list)
+        for at, folder in enumerate(self.parts):
+            for prompt, completion in _join(folder, prompts, run):
+                # Another number for each: the same words of two parts are two answers.
+                answered[prompt.id].append(completion.renumber(prompt_id=prompt.id, index=len(answered[prompt.id])))
+                sources[prompt.id].append(at)
+        own: list[dict[str, list[float]]] = [defaultdict(list) for _ in self.parts]
+        also: list[dict[str, list[float]]] = [defaultdict(list) for _ in self.parts]
+        by_id = {item.id: item for item in prompts.values()}
+        for key, verdicts in grade_all(run, self.scorer, self.roles, answered, by_id, seed=self.seed):
+            for at, verdict in zip(sources[key], verdicts, strict=True):
+                own[at][key].append(verdict.value)
+                also[at][key].append(float(bool(verdict.detail.get("original"))))
+        scores: dict[str, list[_Means]] = defaultdict(list)
+        details: dict[str, list[_Means]] = defaultdict(list)
+        for folder, values, others in zip(self.parts, own, also, strict=True):
+            scores[name_method(folder)].append({key: sum(found) / len(found) for key, found in values.items()})
+            details[name_method(folder)].append({key: sum(found) / len(found) for key, found in others.items()})
+        return scores, details
 
     def _group(self, ids: list[str], prompts: dict[str, Prompt]) -> list[list[str]]:
         """Return the prompts that count together."""
@@ -120,7 +144,7 @@ class Answers(Job):
         return {"baseline": baseline, "level": self.level, "methods": methods}
 
 
-def _join(folder: Path, prompts: dict[str, Prompt], run: Run) -> list[tuple[Prompt, Completion]]:
+def _join(folder: Path, prompts: Mapping[str, Prompt], run: Run) -> list[tuple[Prompt, Completion]]:
     """Read a run's answers, each with its prompt."""
     found: list[tuple[Prompt, Completion]] = []
     for item in read_jsonl(folder / "completions.jsonl", Completion, where=str(folder)):

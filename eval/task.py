@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from counterfoil.config import Choice
 from counterfoil.records import Dropped, Prompt
-from eval.scorer import Scorer
+from eval.scorer import LocalScorer
 
 __all__ = ["Split", "Task"]
 
@@ -30,5 +30,5 @@ class Task(Choice):
         """Return how many prompts a split has, at most, where that is cheap to know."""
 
     @abstractmethod
-    def scorer(self) -> Scorer:
+    def scorer(self) -> LocalScorer:
         """Return the scorer that the task's references are for."""

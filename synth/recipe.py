@@ -5,15 +5,15 @@ It says `raise Refusal(...)` where there is no contrast to be had.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 from counterfoil.config import Choice
-from counterfoil.records import Completion, Pair, Prompt, Record
+from counterfoil.records import Answer, Completion, Group, Pair, Prompt, Record
 from decode.steps import Steps
 from eval.scorer import Scorer
 
-__all__ = ["Candidate", "Recipe"]
+__all__ = ["Candidate", "Recipe", "gather"]
 
 
 class Candidate(NamedTuple):
@@ -29,11 +29,23 @@ class Recipe(Choice):
     FOLDER: ClassVar[str] = "synth.recipes"
     makes: ClassVar[type[Record]] = Pair
     """What it is for: a prompt that led to none of these is dropped."""
-    needs: ClassVar[frozenset[str]] = frozenset({"chat", "n", "seed"})
-    """What the main model's engine must give."""
-    roles: ClassVar[frozenset[str]] = frozenset()
-    """Models that it asks beside the main one; the main one stands in for those that a run does not name."""
+
+    @abstractmethod
+    def asks(self) -> Mapping[str, frozenset[str]]:
+        """Return the roles of the models that it asks, each with what its engine must give.
+
+        The empty name is the main model, whose answers are learnt; it stands in for those that a run does not name.
+        """
 
     @abstractmethod
     def make(self, prompt: Prompt, scorer: Scorer) -> Steps[Sequence[Record]]:
-        """Hold the dialogue; return the records that come of it, all candidates and scores among them."""
+        """Hold the dialogue, yielding what is kept on the way (candidates, scores); return what it was for."""
+
+
+def gather(prompt: Prompt, candidates: Sequence[Candidate]) -> Group:
+    """Return all candidates with their scores, for objectives that learn from more than a pair."""
+    answers = [
+        Answer(text=item.completion.text, score=item.score, is_cut=item.completion.finish_reason == "length")
+        for item in candidates
+    ]
+    return Group.make(prompt.messages, answers, reference=prompt.reference)

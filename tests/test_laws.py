@@ -99,8 +99,8 @@ def write_package(folder: Path, package: str, module: str, text: str) -> None:
 
 
 FILTER = """
-from synth.filter import Filter
-class KeepAll(Filter):
+from synth.filter import LocalFilter
+class KeepAll(LocalFilter):
     limit: int = 3
     def open(self):
         return lambda pair: None
@@ -222,41 +222,7 @@ def load_job_class(verb: str, values: dict[str, Any]) -> type[Job | Service]:
     return getattr(module, module.__name__.rsplit(".", 1)[1].capitalize())
 
 
-# 4. Capabilities before weight.
-
-
-POOR = """
-from typing import ClassVar
-from decode.engine import Engine
-from decode.method import Method
-class Poor(Engine):
-    gives: ClassVar[frozenset[str]] = frozenset({"chat", "text"})
-    def open(self, model, *, adapters=(), methods=()):
-        raise AssertionError("opened")
-"""
-
-
-@pytest.mark.parametrize("name", list_family(Engine))
-def test_what_an_engine_gives_is_known_without_an_object(name: str) -> None:
-    assert isinstance(find_class(Engine, name).gives, frozenset)
-
-
-@pytest.mark.parametrize("name", list_family(Recipe))
-def test_what_a_recipe_needs_is_known_without_an_object(name: str) -> None:
-    assert isinstance(find_class(Recipe, name).needs, frozenset)
-
-
-def test_a_lack_is_named_on_both_sides_before_anything_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """best_of_n needs chat, n and seed; the engine gives chat and text."""
-    write_package(tmp_path, "laws_engine", "poor", POOR)
-    monkeypatch.syspath_prepend(tmp_path)
-    job = build(Synthesize, {"engine": "laws_engine.poor"}, source="test")
-    with pytest.raises(EngineError, match="needs n, seed, which engine 'poor' does not give") as raised:
-        job.run(tmp_path / "run", quiet=True)
-    assert raised.value.allowed == "poor gives chat, text"
-    assert not (tmp_path / "run").exists()
-
-
+# 4. Capabilities before weight: tests/test_capabilities.py.
 # 5. Nothing is silently lost: tests/synth/test_synthesize.py and tests/decode/test_generate.py count it.
 # 6. A run is a folder: tests/counterfoil/test_job.py.
 

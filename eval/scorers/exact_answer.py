@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from counterfoil.errors import InputError
 from counterfoil.records import Completion, Prompt, Score
-from eval.scorer import Scorer
+from eval.scorer import LocalScorer
 
 __all__ = ["ExactAnswer", "normalise"]
 
@@ -24,7 +24,7 @@ def normalise(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split()) or " ".join(plain.split())
 
 
-class ExactAnswer(Scorer):
+class ExactAnswer(LocalScorer):
     """1 for the answer in `prompt.reference["answer"]` (a text, or several that count alike), else 0.
 
     The detail says whether the answer was found at all, and whether `reference["original"]`, where there is one, was.

@@ -10,7 +10,7 @@ from fractions import Fraction
 
 from counterfoil.errors import InputError
 from counterfoil.records import Completion, Prompt, Score
-from eval.scorer import Scorer
+from eval.scorer import LocalScorer
 from eval.scorers.exact_answer import normalise
 
 __all__ = ["FinalAnswer", "read_final", "same_answer"]
@@ -23,7 +23,7 @@ MATHEMATICS = re.compile(r"[\d<>=^+*/\\≤≥]|(?<![^\W\d_])-|-(?![^\W\d_])")
 """What makes two texts differ that punctuation does not: digits and operators; a hyphen within a word is none."""
 
 
-class FinalAnswer(Scorer):
+class FinalAnswer(LocalScorer):
     """1 where the final answer of a text is `prompt.reference["answer"]`, else 0; a text that comes to none has 0."""
 
     marked: bool = False

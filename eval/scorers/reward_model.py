@@ -11,12 +11,12 @@ from counterfoil.errors import InputError
 from counterfoil.job import InputPath
 from counterfoil.models import find_model
 from counterfoil.records import Completion, Prompt, Score
-from eval.scorer import Scorer
+from eval.scorer import LocalScorer
 
 __all__ = ["RewardModel"]
 
 
-class RewardModel(Scorer):
+class RewardModel(LocalScorer):
     """The reward of an answer to its prompt, through the chat template; any real number, of no fixed scale."""
 
     model: str = "smollm2"

@@ -8,14 +8,14 @@ from counterfoil.errors import InputError
 from counterfoil.records import Completion, Prompt, Score
 from eval.constraints.kinds import KINDS
 from eval.constraints.text import distinct_share, words
-from eval.scorer import Scorer
+from eval.scorer import LocalScorer
 
 __all__ = ["Verifiable"]
 
 _LEAST_WORDS = 12  # fewer words repeat too little by chance to tell a loop from a list
 
 
-class Verifiable(Scorer):
+class Verifiable(LocalScorer):
     """Constraints met divided by constraints; an empty or looping text scores 0.
 
     The detail holds a bool for each kind (`kind#2` where the second constraint is of the same kind again) and `all`;

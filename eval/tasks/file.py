@@ -7,7 +7,7 @@ from counterfoil.job import InputPath
 from counterfoil.jsonl import describe_file
 from counterfoil.records import Dropped, Prompt
 from decode.generate import read_prompts
-from eval.scorer import Scorer
+from eval.scorer import LocalScorer
 from eval.scorers.verifiable import Verifiable
 from eval.task import Split, Task
 
@@ -23,7 +23,7 @@ class File(Task):
     """JSONL of the held-out split."""
     column: str = "prompt"
     """The column with the text or the messages; a column `messages` is taken first."""
-    scoring: Scorer = Verifiable()
+    scoring: LocalScorer = Verifiable()
     """What judges the answers."""
 
     def prompts(self, split: Split) -> Iterator[Prompt | Dropped]:
@@ -38,6 +38,6 @@ class File(Task):
         path = self.path if split == "train" else self.heldout
         return describe_file(path).num_lines if path is not None and path.is_file() else None
 
-    def scorer(self) -> Scorer:
+    def scorer(self) -> LocalScorer:
         """Return the scorer given."""
         return self.scoring

@@ -6,12 +6,12 @@ from pydantic import Field
 from rapidfuzz import fuzz
 
 from counterfoil.records import Dropped, Pair
-from synth.filter import Filter, drop
+from synth.filter import LocalFilter, drop
 
 __all__ = ["LengthOnly"]
 
 
-class LengthOnly(Filter):
+class LengthOnly(LocalFilter):
     """Keeps length itself from being the lesson."""
 
     similarity: float = Field(default=0.95, gt=0, le=1)

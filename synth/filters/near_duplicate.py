@@ -1,18 +1,21 @@
 """Drop pairs whose two answers are almost the same text, and pairs that repeat an earlier one."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from pydantic import Field
 from rapidfuzz import fuzz
 
 from counterfoil.records import Dropped, Pair, content_id
-from synth.filter import Filter, drop
+from synth.filter import LocalFilter, drop
 
 __all__ = ["NearDuplicate"]
 
 
-class NearDuplicate(Filter):
+class NearDuplicate(LocalFilter):
     """Answers too alike teach noise; repeated pairs teach one thing too often."""
+
+    remembers: ClassVar[bool] = True
 
     similarity: float = Field(default=0.9, gt=0, le=1)
     """Normalised indel similarity (1 is equal) from which two answers count as the same."""

@@ -4,18 +4,18 @@ Source: the on-policy pairs of Meng et al. 2024 (SimPO, arXiv 2405.14734, sectio
 scorer. Differences: (1) a margin below which there is no pair; (2) a tie is never a pair; (3) among equally scored
 candidates a finished answer is chosen before one that was cut off, and then the two of the most equal length are taken,
 so that length does not become the lesson; (4) several pairs a prompt, none sharing a candidate; (5) optionally, the greedy
-answer among the candidates.
+answer among the candidates; (6) optionally, several models' samples together, and pairs of like length alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
-from counterfoil.records import Answer, Group, Pair, Prompt, Record
+from counterfoil.records import Pair, Prompt, Record
 from decode.engine import Sampling
 from decode.steps import Ask, Refusal, Steps
 from eval.scorer import Scorer
-from synth.recipe import Candidate, Recipe
+from synth.recipe import Candidate, Recipe, gather
 
 __all__ = ["BestOfN"]
 
@@ -38,84 +38,80 @@ class BestOfN(Recipe):
     model says, and its faults, loops above all, are rare among samples."""
     max_pairs: int = Field(default=1, ge=1)
     """Pairs a prompt, at most."""
+    max_length_gap: float = Field(default=1.0, ge=0, le=1)
+    """Largest difference of a pair's lengths in tokens, as a share of the longer one; 1 allows all."""
+    policies: tuple[str, ...] = Field(default=("",), min_length=1)
+    """Roles of the models that answer; the empty name is the main one."""
+
+    def asks(self) -> Mapping[str, frozenset[str]]:
+        """The policies."""
+        return dict.fromkeys(self.policies, frozenset({"chat", "n", "seed"}))
 
     def make(self, prompt: Prompt, scorer: Scorer) -> Steps[Sequence[Record]]:
         """Sample, score, pair; every candidate is kept in a group."""
         drawn = Sampling(n=self.n, temperature=self.temperature, min_p=self.min_p, max_new_tokens=self.max_new_tokens)
         samplings = [drawn, Sampling(max_new_tokens=self.max_new_tokens)] if self.greedy else [drawn]
-        answers = yield [Ask(prompt.messages, sampling) for sampling in samplings]
+        answers = yield [Ask(prompt.messages, sampling, role=role) for sampling in samplings for role in self.policies]
         found = [item for answer in answers for item in answer]
         scores = yield from scorer.grade(prompt, found)
         candidates = [Candidate(item, score.value) for item, score in zip(found, scores, strict=True)]
-        group = Group.make(
-            prompt.messages,
-            [
-                Answer(text=item.completion.text, score=item.score, is_cut=item.completion.finish_reason == "length")
-                for item in candidates
-            ],
-            reference=prompt.reference,
-        )
+        yield [gather(prompt, candidates)]
         pairs = self.contrast(prompt, candidates)
         if not pairs:
-            raise _refuse(candidates, records=[*scores, group])
-        return [*scores, group, *pairs]
+            raise self._refuse(candidates)
+        return pairs
 
     def contrast(self, prompt: Prompt, candidates: Sequence[Candidate]) -> list[Pair]:
         """Pair the best with the worst, again and again, while the margin is enough."""
         left = [item for item in candidates if item.completion.text.strip()]
+        num_drawn = self.n * len(self.policies)
+        greedy = [item for item in left if item.completion.index >= num_drawn]
+        drawn = [item for item in left if item.completion.index < num_drawn]
         pairs: list[Pair] = []
-        while len(left) >= 2 and len(pairs) < self.max_pairs:
-            best, worst = (None if pairs else self._choose_greedy(left)) or _choose(left)
-            if best.score - worst.score < self.margin:
+        while len(pairs) < self.max_pairs:
+            first = None if pairs else self._choose(drawn, greedy) or self._choose(greedy, drawn)
+            found = first or self._choose(left, left)
+            if found is None:
                 break
-            if best.completion.text == worst.completion.text:  # a noisy scorer: the text tells nothing about itself
-                left.remove(worst)
-                continue
+            best, worst = found
             scores = (best.score, worst.score)
             pairs.append(Pair.make(prompt, best.completion, worst.completion, scores=scores, recipe="best_of_n"))
-            left = [item for item in left if item not in (best, worst)]
+            left = [item for item in left if item not in found]
         return pairs
 
-    def _choose_greedy(self, candidates: Sequence[Candidate]) -> tuple[Candidate, Candidate] | None:
-        """Set the greedy answer against the best sample, or else the worst against it; None where neither has the margin."""
-        others = [item for item in candidates if item.completion.index < self.n]
-        for greedy in (item for item in candidates if item.completion.index >= self.n):
-            for pair in (_closest(_highest(others), [greedy]), _closest([greedy], _lowest(others))):
-                if pair[0].score - pair[1].score >= self.margin:
-                    return pair
-        return None
+    def _refuse(self, candidates: Sequence[Candidate]) -> Refusal:
+        if sum(bool(item.completion.text.strip()) for item in candidates) < 2:
+            return Refusal("contrast", "fewer than two answers with text")
+        top, low = max(item.score for item in candidates), min(item.score for item in candidates)
+        reason = "all scored alike" if top == low else "margin too small"
+        if top - low >= self.margin:
+            reason = "no two of like length" if self.max_length_gap < 1 else "no two texts"
+        return Refusal("contrast", reason, f"best score {top:.3f}")
+
+    def _choose(self, better: Sequence[Candidate], worse: Sequence[Candidate]) -> tuple[Candidate, Candidate] | None:
+        """Take the two furthest apart; of several a finished best answer, and then the two closest in tokens."""
+        fits = [
+            (best, worst)
+            for best in better
+            for worst in worse
+            if best.score - worst.score >= self.margin
+            and best.completion.text != worst.completion.text  # a noisy scorer: a text tells nothing about itself
+            and _length_gap(best, worst) <= self.max_length_gap
+        ]
+        return min(fits, key=_rank, default=None)
 
 
-def _refuse(candidates: Sequence[Candidate], *, records: Sequence[Record]) -> Refusal:
-    if sum(bool(item.completion.text.strip()) for item in candidates) < 2:
-        return Refusal("contrast", "fewer than two answers with text", records=records)
-    top = max(item.score for item in candidates)
-    reason = "all scored alike" if top == min(item.score for item in candidates) else "margin too small"
-    return Refusal("contrast", reason, f"best score {top:.3f}", records=records)
-
-
-def _highest(candidates: Sequence[Candidate]) -> list[Candidate]:
-    high = max(item.score for item in candidates)
-    return [item for item in candidates if item.score == high]
-
-
-def _lowest(candidates: Sequence[Candidate]) -> list[Candidate]:
-    low = min(item.score for item in candidates)
-    return [item for item in candidates if item.score == low]
-
-
-def _choose(candidates: Sequence[Candidate]) -> tuple[Candidate, Candidate]:
-    return _closest(_highest(candidates), _lowest(candidates))
-
-
-def _closest(highest: Sequence[Candidate], lowest: Sequence[Candidate]) -> tuple[Candidate, Candidate]:
-    """Take a finished best answer before one that was cut off, and of several the two closest in tokens."""
-    return min(
-        ((best, worst) for best in highest for worst in lowest if best is not worst),
-        key=lambda pair: (
-            pair[0].completion.finish_reason == "length",
-            abs(pair[0].completion.num_tokens - pair[1].completion.num_tokens),
-            pair[0].completion.index,
-            pair[1].completion.index,
-        ),
+def _rank(pair: tuple[Candidate, Candidate]) -> tuple[float | int, ...]:
+    best, worst = pair
+    return (
+        worst.score - best.score,
+        best.completion.finish_reason == "length",
+        abs(best.completion.num_tokens - worst.completion.num_tokens),
+        best.completion.index,
+        worst.completion.index,
     )
+
+
+def _length_gap(one: Candidate, other: Candidate) -> float:
+    lengths = (one.completion.num_tokens, other.completion.num_tokens)
+    return (max(lengths) - min(lengths)) / max(lengths) if max(lengths) else 0.0

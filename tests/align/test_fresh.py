@@ -20,10 +20,10 @@ from align.train import Lora, Train
 from counterfoil.job import Finished
 from counterfoil.records import Answer, Completion, Group, Message, Prompt, Score
 from counterfoil.store import Store
-from eval.scorer import Scorer
+from eval.scorer import LocalScorer
 
 
-class Yes(Scorer):
+class Yes(LocalScorer):
     """The share of words that are `yes`; a test's own scorer."""
 
     def score(self, prompt: Prompt, completion: Completion) -> Score:

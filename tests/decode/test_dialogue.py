@@ -163,7 +163,8 @@ def test_a_recipe_may_live_with_a_failure(tmp_path: Path) -> None:
             yield [Ask(prompt.messages, Sampling())]
         except Refusal as refusal:
             return [Group.make("x", [Answer(text=refusal.detail)])]
-        raise Refusal("steps", "not what was wanted", records=[Group.make("x", [Answer(text="kept")])])
+        yield [Group.make("x", [Answer(text="kept")])]
+        raise Refusal("steps", "not what was wanted")
 
     found = hold(tmp_path, 3, steps, main=Scripted(fail_when="item 1"))
     assert [texts(item) for item in found] == [["kept"], ["scripted failure"], ["kept"]]

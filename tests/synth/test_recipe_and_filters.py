@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from counterfoil.records import Completion, Group, Pair, Prompt, Score
+from counterfoil.records import Completion, Group, Pair, Prompt, Record, Score
 from decode.steps import Ask, Refusal
-from eval.scorer import Scorer
+from eval.scorer import LocalScorer
 from synth.filters.length_only import LengthOnly
 from synth.filters.near_duplicate import NearDuplicate
 from synth.recipe import Candidate
@@ -32,7 +32,7 @@ def candidate(
     return Candidate(completion, score)
 
 
-class Known(Scorer):
+class Known(LocalScorer):
     """Scores that are given, by completion."""
 
     values: dict[str, float]
@@ -51,14 +51,17 @@ def hold(recipe: BestOfN, candidates: Sequence[Candidate]) -> list[Pair] | Refus
         assert isinstance(item, Ask)
         answers.append(tuple(part.completion for part in candidates[start : start + item.sampling.n]))
         start += item.sampling.n
+    records: list[Record] = []
     try:
-        steps.send(answers)
+        kept = steps.send(answers)
+        while True:
+            assert all(isinstance(item, Record) for item in kept), "one round of questions is all"
+            records += [item for item in kept if isinstance(item, Record)]
+            kept = steps.send([()] * len(kept))
     except StopIteration as stop:
-        records, found = stop.value, [item for item in stop.value if isinstance(item, Pair)]
+        found = [item for item in stop.value if isinstance(item, Pair)]
     except Refusal as refusal:
-        records, found = refusal.records, refusal
-    else:
-        raise AssertionError("one round of questions is all")
+        found = refusal
     assert [item.value for item in records if isinstance(item, Score)] == [item.score for item in candidates]
     (group,) = [item for item in records if isinstance(item, Group)]
     assert [item.text for item in group.answers] == [item.completion.text for item in candidates]
@@ -175,7 +178,7 @@ def make_pair(chosen: str, rejected: str) -> Pair:
 
 @pytest.mark.parametrize(
     ("rejected", "kept"),
-    [("abcdefghij", False), ("abcdefghiX", False), ("abcdefghXY", True), ("something else", True)],
+    [(" abcdefghij", False), ("abcdefghiX", False), ("abcdefghXY", True), ("something else", True)],
 )
 def test_answers_almost_the_same_are_dropped(rejected: str, kept: bool) -> None:
     """Indel similarity of two texts of 10 letters with one changed: 1 - 2/20 = 0.9; with two: 1 - 4/20 = 0.8."""
@@ -226,6 +229,18 @@ def test_a_pair_takes_only_answers_to_its_prompt() -> None:
     for chosen, rejected in ((good, stranger), (stranger, good), (stranger, stranger)):
         with pytest.raises(ValueError, match="0000000000000000"):
             Pair.make(PROMPT, chosen, rejected, scores=(1.0, 0.0), recipe="test")
+
+
+@pytest.mark.parametrize(("chosen", "rejected"), [("same", "same"), ("", "some"), ("some", " \n")])
+def test_a_pair_is_of_two_texts_that_are_there(chosen: str, rejected: str) -> None:
+    with pytest.raises(ValueError, match="an empty answer, or one answer twice"):
+        make_pair(chosen, rejected)
+
+
+def test_a_pair_knows_which_side_was_cut_off() -> None:
+    cut, whole = candidate(0, 1.0, cut_off=True).completion, candidate(1, 0.0).completion
+    assert Pair.make(PROMPT, cut, whole, scores=(1.0, 0.0), recipe="test").cut == ("chosen",)
+    assert Pair.make(PROMPT, whole, cut, scores=(1.0, 0.0), recipe="test").cut == ("rejected",)
 
 
 def test_an_id_is_of_the_content() -> None:
