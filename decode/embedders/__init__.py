@@ -1,0 +1,1 @@
+"""The embedders, one a file."""

@@ -1,0 +1,59 @@
+"""vllm_pooling: embedders through vLLM's pooling, in this process, for models of any size that it serves so.
+
+Source: vLLM's pooling models (`runner="pooling"`), with the pooling that the model's files name. Differences: none known.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
+
+from counterfoil.errors import EngineError, InputError
+from counterfoil.models import find_model
+from decode.embedder import Embed, Embedder
+from decode.engines.vllm import prepare_environment
+
+__all__ = ["VllmPooling"]
+
+
+class VllmPooling(Embedder):
+    """vLLM's scheduler makes the batches; what is too long is cut off at `max_tokens`."""
+
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of a text that are read; None is the model's own limit."""
+    memory_gib: float = Field(default=1.0, gt=0)
+    """Working memory of the engine on a CPU."""
+
+    def open(self) -> Embed:
+        """Start the engine."""
+        folder = find_model(self.model)
+        on_gpu = prepare_environment()
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            allowed, do = "vLLM", "Install counterfoil[cpu] or counterfoil[gpu]."
+            raise EngineError("embedder", given=str(error), allowed=allowed, do=do) from error
+        try:
+            engine: Any = LLM(
+                str(folder),
+                runner="pooling",
+                dtype="auto" if on_gpu else "float32",
+                enforce_eager=True,
+                max_model_len=self.max_tokens,
+                kv_cache_memory_bytes=int(self.memory_gib * 1024**3),
+                disable_log_stats=True,
+            )
+        except (OSError, ValueError) as error:
+            allowed, do = "an embedding model that vLLM serves", "Take another model, or sentence_transformers."
+            raise InputError("embedder.model", given=str(error).splitlines()[0], allowed=allowed, do=do) from error
+
+        cut = {"truncate_prompt_tokens": -1}  # at the model's own limit
+
+        def embed(texts: Sequence[str]) -> Any:
+            import numpy as np
+
+            outputs = engine.embed([self.prefix + text for text in texts], use_tqdm=False, tokenization_kwargs=cut)
+            found = np.asarray([item.outputs.embedding for item in outputs], dtype=np.float32)
+            return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+        return embed

@@ -1,0 +1,76 @@
+"""Whether a text follows from what it should rest on, by any cross-encoder for natural language inference.
+
+Source: factual consistency as entailment, sentence by sentence (Laban et al. 2021, SummaC, arXiv 2111.09525, its zero-shot
+form: of each sentence of the answer the best supported reading of the context). Differences: (1) the context is read in
+windows of sentences that the model can hold; (2) `reduce` takes the least supported sentence or their mean.
+"""
+
+import re
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import Field
+
+from counterfoil.errors import InputError
+from counterfoil.models import find_model
+from counterfoil.records import Completion, Prompt, Score
+from eval.judging import show_request
+from eval.scorer import LocalScorer
+
+__all__ = ["Entailment"]
+
+
+class Entailment(LocalScorer):
+    """Probability that the context entails the answer, 0 to 1."""
+
+    model: str
+    """A folder or hub id of a sequence classifier whose labels name one entailment."""
+    key: str | None = None
+    """The reference's text that is the context; None takes what was asked."""
+    reduce: Literal["min", "mean"] = "min"
+    """Of the answer's sentences, the least supported one or the mean."""
+    window: int = Field(default=5, ge=1)
+    """Sentences of the context that are read together."""
+
+    def score(self, prompt: Prompt, completion: Completion) -> Score:
+        """Judge an answer; one without a sentence has 0. Raises InputError where there is no context."""
+        import torch
+
+        context = show_request(prompt) if self.key is None else prompt.reference.get(self.key)
+        if not isinstance(context, str) or not context.strip():
+            where, given = f"prompt {prompt.id}: reference.{self.key}", repr(context)
+            raise InputError(where, given=given, allowed="a text", do="Add it, or set `key` to null.")
+        claims, ground = _split(completion.text), _split(context)
+        windows = [" ".join(ground[at : at + self.window]) for at in range(0, len(ground), self.window)]
+        tokenizer, model, label = self._loaded
+        values: list[float] = []
+        for claim in claims:
+            batch = tokenizer(
+                windows, [claim] * len(windows), padding=True, truncation="only_first", return_tensors="pt"
+            ).to(model.device)
+            with torch.no_grad():
+                logits_WC = model(**batch).logits.float()
+            values.append(float(logits_WC.softmax(-1)[:, label].max()))
+        value = 0.0 if not values else min(values) if self.reduce == "min" else sum(values) / len(values)
+        detail = {"sentences": [round(item, 4) for item in values]}
+        return Score(completion_id=completion.id, scorer="entailment", value=value, detail=detail)
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any, int]:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        folder = str(find_model(self.model))
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        model: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto")
+        labels: dict[int, str] = {int(key): str(name) for key, name in model.config.id2label.items()}
+        found = [at for at, name in labels.items() if name.lower().startswith("entail")]
+        if len(found) != 1:
+            given, allowed = f"labels {', '.join(labels.values())}", "one label that begins with `entail`"
+            do = "Take a model for natural language inference, or mend its id2label."
+            raise InputError(f"scorer.model: {self.model}", given=given, allowed=allowed, do=do)
+        return tokenizer, model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), found[0]
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in re.split(r"(?<=[.!?])\s+|\n+", text) if part.strip()]

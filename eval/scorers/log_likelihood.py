@@ -1,0 +1,48 @@
+"""How likely an answer is under a model, alone or against another model: the implicit reward of preference learning.
+
+Source: with `against`, log p(y|x) - log q(y|x) is DPO's implicit reward up to its beta (Rafailov et al. 2023, arXiv
+2305.18290, equation 5); alone, by the token, it is the length-normalised reward of SimPO (Meng et al. 2024, arXiv 2405.14734,
+equation 4). Differences: none known.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from counterfoil.records import Completion, Prompt, Score
+from decode.steps import Refusal, Steps, Weigh
+from eval.scorer import Scorer
+
+__all__ = ["LogLikelihood"]
+
+
+class LogLikelihood(Scorer):
+    """Natural-log probability of the answer, in nats, or in nats a token; less that under a second model."""
+
+    role: str = ""
+    """The model; the empty name is the main one."""
+    against: str | None = None
+    """The model whose log-probability is taken away; None takes nothing away."""
+    per_token: bool = True
+    """Divide by the answer's tokens."""
+
+    def asks(self) -> Mapping[str, frozenset[str]]:
+        """The models."""
+        roles = [self.role] if self.against is None else [self.role, self.against]
+        return dict.fromkeys(roles, frozenset({"chat", "given_logprobs"}))
+
+    def grade(self, prompt: Prompt, completions: Sequence[Completion]) -> Steps[list[Score]]:
+        """Weigh all answers at once. Raises Refusal where one has no text."""
+        if not all(item.text for item in completions):
+            raise Refusal("log_likelihood", "an empty answer")
+        roles = list(self.asks())
+        weighed = yield [Weigh(prompt.messages, item.text, role=role) for role in roles for item in completions]
+        sums = [sum(found[0].token_logprobs or ()) for found in weighed]
+        counts = [len(found[0].token_logprobs or ()) for found in weighed]
+        size = len(completions)
+        scores: list[Score] = []
+        for at, item in enumerate(completions):
+            value = sums[at] - (sums[size + at] if self.against is not None else 0.0)
+            detail = {"nats": round(value, 4), "tokens": counts[at]}
+            value /= counts[at] if self.per_token else 1
+            scores.append(Score(completion_id=item.id, scorer="log_likelihood", value=value, detail=detail))
+        yield scores
+        return scores
