@@ -1,6 +1,7 @@
 """What sharing a prompt saves a trainer: ratios of CPU seconds of whole steps, in float32 on one torch thread.
 
     python benchmarks/align.py dpo        # a DPO step against TRL's DPOTrainer, with the reference in the step and cached
+                                          # (--only 512/64: one prompt and answer length, here and in `sharing`)
     python benchmarks/align.py sharing    # shared prompts alone: the same head, the same cached reference
     python benchmarks/align.py copg       # eight completions of one prompt against eight rows of their own
     python benchmarks/align.py memory     # peak memory of a step against TRL's, each in a process of its own
@@ -9,7 +10,7 @@ A step is forward, backward, clipping and the optimiser's. Variants train copies
 linear layers, on the same random tokens, and take turns: 6 rounds, the first warms up, the minimum of the others counts.
 Their losses must agree to 1e-4 at every round (they move, so this compares gradients too): asserted in the same run.
 Work is counted as well, exactly and the same on any machine: positions that go through the layers, and the operations of all
-matrix products of a step, apart for the head (where one side is the vocabulary) and for the rest.
+matrix products of a step, apart for the head (where one side is a part of the vocabulary) and for the rest.
 """
 
 import argparse
@@ -31,6 +32,7 @@ sys.path[:] = [folder for folder in sys.path if folder != HERE]  # this file's o
 
 ROUNDS = 6
 PAIRS = 2
+ONLY: list[str] = []
 
 
 def draw(length: int, seed: int) -> list[int]:
@@ -105,7 +107,8 @@ class Work(TorchDispatchMode):
         count = flop_registry.get(func._overloadpacket)
         if count is not None:
             shapes = [part.shape for part in args if isinstance(part, torch.Tensor)]
-            where = "head" if any(self.vocab_size in shape for shape in shapes) else "rest"
+            large = self.vocab_size // 8  # both sides tile the vocabulary; no other side of a product is that long
+            where = "head" if any(size >= large for shape in shapes for size in shape) else "rest"
             self.done[where] += count(*args, **(kwargs or {}), out_val=found) / 1e9
         return found
 
@@ -188,9 +191,14 @@ def refer(trainer: Any, rows: Sequence[dict[str, Any]]) -> list[torch.Tensor]:
     return list(trainer.compute_ref_log_probs(trainer.model, batch))
 
 
+def choose(*lengths: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return the lengths of prompt and answer that were asked for; all where none were."""
+    return [pair for pair in lengths if not ONLY or f"{pair[0]}/{pair[1]}" in ONLY]
+
+
 def compare_dpo(folder: str, out: str) -> None:
     """Against TRL's DPOTrainer."""
-    for prompt, answer in ((512, 64), (256, 128), (128, 256)):
+    for prompt, answer in choose((512, 64), (256, 128), (128, 256)):
         rows = draw_pairs(prompt, answer)
         trainers = {name: make_theirs(folder, out) for name in ("trl", "trl cached")}
         trainers |= {name: make_ours(folder, out) for name in ("ours", "ours cached")}
@@ -206,7 +214,7 @@ def compare_dpo(folder: str, out: str) -> None:
 
 def compare_sharing(folder: str, out: str) -> None:
     """Shared prompts alone, also where there is little to share."""
-    for prompt, answer in ((512, 64), (256, 128), (128, 256), (16, 256), (1, 256)):
+    for prompt, answer in choose((512, 64), (256, 128), (128, 256), (16, 256), (1, 256)):
         rows = draw_pairs(prompt, answer)
         runners: dict[str, Runner] = {}
         for name, share in (("separate", False), ("shared", True)):
@@ -261,7 +269,9 @@ def main(arguments: Sequence[str]) -> None:
     runs = {name.removeprefix("compare_"): run for name, run in globals().items() if name.startswith("compare_")}
     parser.add_argument("which", choices=[*runs, "theirs_memory", "ours_memory"])
     parser.add_argument("folder", nargs="?", help="of the model; by default the embedded one")
+    parser.add_argument("--only", action="append", default=[], metavar="PROMPT/ANSWER", help="these lengths alone")
     given = parser.parse_args(arguments)
+    ONLY.extend(given.only)
     torch.set_num_threads(1)
     from counterfoil.models import find_model
 

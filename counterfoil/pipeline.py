@@ -48,7 +48,7 @@ class Pipeline(Job):
     prompts: str | None = None
     """For every job that reads prompts: a file, or one that an earlier job writes."""
     seed: int | None = None
-    """For every job."""
+    """For every job: its own seed, or its sampling's."""
     changes: dict[str, Any] = {}
     """Overrides for single jobs, `job.field` -> value, as given on the command line."""
 
@@ -129,7 +129,8 @@ class Pipeline(Job):
         path = find_config(config, VERBS[verb][1])
         paths = list_path_fields(find_job(verb, read_yaml(path).get("job"), source=str(path)))
         own = {text.partition("=")[0] for text in overrides}
-        shared = {"model": self.model, "engine": self.engine, "prompts": self.prompts, "seed": self.seed}
+        shared = {"model": self.model, "engine": self.engine, "prompts": self.prompts}
+        shared |= dict.fromkeys(("seed", "sampling.seed"), self.seed)  # a decode job's seed is its sampling's
         common = [f"{key}={_word(value)}" for key, value in shared.items() if value is not None and key not in own]
         overrides, common = (
             [_place(text, self._before(name), folder, paths) for text in texts] for texts in (overrides, common)

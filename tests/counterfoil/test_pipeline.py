@@ -59,13 +59,13 @@ def test_the_second_job_reads_what_the_first_wrote(
 
 
 def test_what_is_given_for_all_reaches_all_that_have_it(tmp_path: Path, two: Callable[..., Path]) -> None:
-    """A decode job has no field `seed`; what one job is given goes over what all are given."""
+    """A decode job's seed is its sampling's; what one job is given goes over what all are given."""
     words = ["run", str(two(model="shared")), "seed=7", "first.seed=8", "second.sampling.max_new_tokens=2"]
     assert main([*words, "--to", "run", "--quiet", "--brief"]) == 0
     first, second = config_of(tmp_path / "run/first"), config_of(tmp_path / "run/second")
     assert (first["model"], second["model"]) == ("shared", "shared")
     assert first["seed"] == 8
-    assert "seed" not in second
+    assert second["sampling"]["seed"] == 7
     assert second["sampling"]["max_new_tokens"] == 2
     assert config_of(tmp_path / "run")["changes"] == {"first.seed": 8, "second.sampling.max_new_tokens": 2}
 
