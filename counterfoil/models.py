@@ -84,18 +84,23 @@ def find_model(name: str) -> Path:
 
 
 def _find_folder(name: str) -> Path:
+    """Return the folder of an embedded model that needs no conversion."""
     package, file_name = EMBEDDED_FOLDERS[name]
     try:
         files = importlib.metadata.distribution(package).files or []
     except importlib.metadata.PackageNotFoundError:
         given, allowed = f"the package {package} is not installed", "an embedded model's name, a folder or a hub id"
         raise InputError(f"model: {name}", given=given, allowed=allowed, do=f"uv pip install {package}") from None
-    found = next(Path(str(file.locate())).parent for file in files if file.name == file_name)
-    return found.resolve()
+    found = [Path(str(file.locate())).parent for file in files if file.name == file_name]
+    if not found or not found[0].is_dir():
+        given = f"the package {package} has no {file_name} here"
+        do = f"uv pip install --reinstall {package}"
+        raise InputError(f"model: {name}", given=given, allowed="the package with its files", do=do)
+    return found[0].resolve()
 
 
 def _no_model(name: str, given: str) -> InputError:
-    known = ", ".join(EMBEDDED)
+    known = ", ".join([*EMBEDDED, *EMBEDDED_FOLDERS])
     return InputError(
         f"model: {name}",
         given=given,

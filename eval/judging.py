@@ -3,13 +3,15 @@
 Source: Zheng et al. 2023 (arXiv 2306.05685), sections 3.3 and 3.4: judges prefer what is shown first, or what is long, and a
 win counts where it stays one with the two swapped. By `likelihood` the verdict's own probability is read in place of a
 written one, as Liu et al. 2023 (arXiv 2303.16634) read scores: a small model is a poor writer of verdicts. Differences: (1)
-the two answers are marked by a name that no answer holds, so that an answer cannot end where it likes and go on as the other;
-(2) equal texts are a tie and ask nobody.
+the two answers are marked by a name that no text shown holds, so that an answer cannot end where it likes and go on as the
+other, and `<|`, with which most models' control tokens begin, is taken apart in texts; (2) equal texts are a tie and ask
+nobody. An answer may still argue with the judge, as any text that a model reads.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from itertools import count
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -18,7 +20,7 @@ from counterfoil.records import Comparison, Completion, Message, Prompt, content
 from decode.engine import Content, Sampling
 from decode.steps import Steps, Weigh, ask_for
 
-__all__ = ["PairJudge", "show_request"]
+__all__ = ["PairJudge", "disarm", "draw_mark", "show_request"]
 
 COMPARE = """{criteria}
 
@@ -50,7 +52,7 @@ class _Reasoned(BaseModel):
 
 
 class PairJudge(Config):
-    """How a model compares two answers."""
+    """How a model compares two answers; scorers and filters that do are one, so that their YAML is flat."""
 
     role: str = "judge"
     """Which of the job's models judges."""
@@ -86,7 +88,8 @@ class PairJudge(Config):
         else:
             weighed = yield [Weigh(order, letter, "compare", self.role) for order in orders for letter in "AB"]
             sums = [sum(found[0].token_logprobs or ()) for found in weighed]
-            leans = [math.tanh((a - b) / 2) for a, b in zip(sums[::2], sums[1::2], strict=True)]  # P(A) - P(B)
+            # P(A) - P(B) of their sum; where both are impossible, as a method may make them, there is no difference.
+            leans = [0.0 if a == b else math.tanh((a - b) / 2) for a, b in zip(sums[::2], sums[1::2], strict=True)]
         told_of = dict(
             zip(((one.id, two.id) for one, two in unlike), zip(leans[::2], leans[1::2], strict=True), strict=True)
         )
@@ -99,7 +102,7 @@ class PairJudge(Config):
     ) -> Comparison:
         """Note how far the judge leant to what it saw first, in either order."""
         return Comparison(
-            id=content_id(prompt.id, first.id, second.id, self.role),
+            id=content_id(prompt.id, *sorted((first.id, second.id)), self._settings),
             prompt_id=prompt.id,
             judge=self.role,
             completion_ids=(first.id, second.id),
@@ -109,19 +112,33 @@ class PairJudge(Config):
             preference=round((forward - swapped) / 2, 6),
         )
 
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What makes a judge the same one, whether a scorer or a filter is it."""
+        return self.model_dump(include=set(PairJudge.model_fields))
+
     def _read(self, lean: float) -> Literal["first", "second", "tie"]:
         if abs(lean) <= (self.tie_band if self.by == "likelihood" else 0):
             return "tie"
         return "first" if lean > 0 else "second"
 
     def _render(self, prompt: Prompt, first: Completion, second: Completion) -> Content:
-        # The mark is of the contents, so that none of them can hold it, and the same for both orders.
-        mark = content_id(prompt.id, *sorted((first.text, second.text)))[:6]
+        request, one, two = map(disarm, (show_request(prompt), first.text, second.text))
+        mark = draw_mark(request, one, two)
         form = ONE_LETTER if self.by == "likelihood" else REASONED if self.explain else BARE
-        text = form.format(
-            criteria=self.criteria, mark=mark, request=show_request(prompt), first=first.text, second=second.text
-        )
+        text = form.format(criteria=self.criteria, mark=mark, request=request, first=one, second=two)
         return (Message(role="user", content=text),)
+
+
+def draw_mark(request: str, *answers: str) -> str:
+    """Return a name that neither a request nor its answers hold: the same for all answers, unless one of them holds it."""
+    marks = (content_id(request, number)[:8] for number in count())
+    return next(mark for mark in marks if not any(mark in text for text in (request, *answers)))
+
+
+def disarm(text: str) -> str:
+    """Return a text that spells no control token such as `<|im_end|>`, which a judge's tokenizer would take for one."""
+    return text.replace("<|", "< |")
 
 
 def show_request(prompt: Prompt) -> str:

@@ -1,32 +1,31 @@
 """The share of tests that a program passes, run in a confined process (eval/confined.py says what that keeps out).
 
 Source: functional correctness of Chen et al. 2021 (arXiv 2107.03374, section 2.1), by test. Differences: (1) tests count
-one by one, each in a process of its own, so that one that hangs fails alone and none sees what another did.
+one by one, each in a process of its own, so that one that hangs fails alone and none sees what another did; (2) of several
+blocks of code in an answer the longest is the program.
 """
 
 import re
-from collections.abc import Sequence
 
 from pydantic import Field
 
 from counterfoil.errors import InputError
 from counterfoil.records import Completion, Prompt, Score
-from eval.confined import Ran, has_own_network, run_confined
+from eval.confined import Ran, find_gaps, run_confined
 from eval.scorer import LocalScorer
 
 __all__ = ["CodeTests", "read_code"]
 
-FENCE = re.compile(
-    r"^[ \t]*```[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE | re.IGNORECASE
-)
-PASSED = "passed-"
+FENCE = re.compile(r"^[ \t]*```[ \t]*([^\s`]*)[^\n`]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
+LANGUAGES = {"", "py", "python", "python3"}
+PASSED = "passed"
 
 
 class CodeTests(LocalScorer):
     """Passed tests divided by tests.
 
-    `prompt.reference["tests"]` are statements, such as assertions, that run after the code. A program that means to cheat
-    can.
+    `prompt.reference["tests"]` are statements, such as assertions, that run after the code, in its module. So a program that
+    means to cheat can: it may read its own file, or make everything equal to everything.
     """
 
     time_s: float = Field(default=5.0, gt=0)
@@ -37,37 +36,31 @@ class CodeTests(LocalScorer):
     def score(self, prompt: Prompt, completion: Completion) -> Score:
         """Run the tests. Raises InputError where the reference has none."""
         tests = prompt.reference.get("tests")
-        if not isinstance(tests, Sequence) or isinstance(tests, str) or not tests:
-            allowed = "a list of statements"
-            raise InputError(f"prompt {prompt.id}: reference.tests", given=repr(tests), allowed=allowed, do="Add it.")
+        if not isinstance(tests, list | tuple) or not tests or not all(isinstance(test, str) for test in tests):
+            given, allowed = repr(tests)[:200], "a list of statements, one or more"
+            raise InputError(f"prompt {prompt.id}: reference.tests", given=given, allowed=allowed, do="Add it.")
         code = read_code(completion.text)
-        results: list[str] = []
-        for test in tests:
-            # A program that ends early with status 0 has not passed: the mark is printed after the test alone.
-            mark = f"{PASSED}{completion.id}"
-            source = f"{code}\n\n{test}\nprint('\\n' + {mark!r})\n"
-            ran = run_confined(source, time_s=self.time_s, memory_mib=self.memory_mib) if code else None
-            passed = ran is not None and ran.status == 0 and ran.output.rstrip().endswith(mark)
-            said = (
-                "no code"
-                if ran is None
-                else "too long"
-                if ran.timed_out
-                else (ran.output.strip().splitlines() or [""])[-1]
-            )
-            results.append("passed" if passed else said[:200])
-        value = results.count("passed") / len(results)
-        detail = {"tests": results, "own_network": has_own_network()}
+        results = [self._run(code, test, completion.id) if code.strip() else "failed: no code" for test in tests]
+        detail = {"tests": results, "gaps": list(find_gaps())}
+        value = results.count(PASSED) / len(results)
         return Score(completion_id=completion.id, scorer="code_tests", value=value, detail=detail)
 
+    def _run(self, code: str, test: str, key: str) -> str:
+        """Run one test; a program that ends early with status 0 has not passed: the mark is printed after the test alone."""
+        mark = f"{PASSED}-{key}"
+        source = f"{code}\n\n{test}\n__import__('sys').__stdout__.write({mark!r})\n"  # whatever `print` is by then
+        ran = run_confined(source, time_s=self.time_s, memory_mib=self.memory_mib)
+        return PASSED if ran.status == 0 and mark in ran.output else _explain(ran)
 
-def _explain(ran: Ran | None) -> str:
-    if ran is None:
-        return "no code"
-    return "too long" if ran.timed_out else next(reversed(ran.output.strip().splitlines()), "")[:200]
+
+def _explain(ran: Ran) -> str:
+    if ran.timed_out:
+        return "failed: too long"
+    said = next(reversed(ran.output.strip().splitlines()), "") if ran.status != 0 else ""
+    return f"failed: {said[:200] or f'it ended with status {ran.status}'}"
 
 
 def read_code(text: str) -> str:
-    """Return the program in an answer: its longest fenced block, or the whole text where it has none."""
-    blocks = FENCE.findall(text)
+    """Return the program in an answer: its longest block of Python, or the whole text where it has no block at all."""
+    blocks = [body for language, body in FENCE.findall(text) if language.lower() in LANGUAGES]
     return max(blocks, key=len) if blocks else text if "```" not in text else ""

@@ -2,7 +2,8 @@
 
 Source: factual consistency as entailment, sentence by sentence (Laban et al. 2021, SummaC, arXiv 2111.09525, its zero-shot
 form: of each sentence of the answer the best supported reading of the context). Differences: (1) the context is read in
-windows of sentences that the model can hold; (2) `reduce` takes the least supported sentence or their mean.
+windows of several sentences, one after the other, each cut off where the model can hold no more; (2) `reduce` takes the least
+supported sentence or their mean.
 """
 
 import re
@@ -18,6 +19,9 @@ from eval.judging import show_request
 from eval.scorer import LocalScorer
 
 __all__ = ["Entailment"]
+
+BATCH = 32
+"""Readings of a window with a sentence that are computed together."""
 
 
 class Entailment(LocalScorer):
@@ -42,15 +46,18 @@ class Entailment(LocalScorer):
             raise InputError(where, given=given, allowed="a text", do="Add it, or set `key` to null.")
         claims, ground = _split(completion.text), _split(context)
         windows = [" ".join(ground[at : at + self.window]) for at in range(0, len(ground), self.window)]
+        pairs = [(window, claim) for claim in claims for window in windows]
         tokenizer, model, label = self._loaded
-        values: list[float] = []
-        for claim in claims:
+        limit = min(tokenizer.model_max_length, model.config.to_dict().get("max_position_embeddings", 512))
+        found: list[float] = []
+        for at in range(0, len(pairs), BATCH):
             batch = tokenizer(
-                windows, [claim] * len(windows), padding=True, truncation="only_first", return_tensors="pt"
+                pairs[at : at + BATCH], padding=True, truncation=True, max_length=limit, return_tensors="pt"
             ).to(model.device)
             with torch.no_grad():
-                logits_WC = model(**batch).logits.float()
-            values.append(float(logits_WC.softmax(-1)[:, label].max()))
+                probs_BC = model(**batch).logits.float().softmax(-1)
+            found += probs_BC[:, label].tolist()
+        values = [max(found[at : at + len(windows)]) for at in range(0, len(found), len(windows))]
         value = 0.0 if not values else min(values) if self.reduce == "min" else sum(values) / len(values)
         detail = {"sentences": [round(item, 4) for item in values]}
         return Score(completion_id=completion.id, scorer="entailment", value=value, detail=detail)

@@ -7,14 +7,14 @@ are mapped to 0..1; (2) a mark is written by a JSON schema, so that none is lost
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, create_model
 
-from counterfoil.records import Completion, Message, Prompt, Score, content_id
+from counterfoil.records import Completion, Message, Prompt, Score
 from decode.engine import Content, Sampling
 from decode.steps import Steps, Weigh, ask_for
-from eval.judging import show_request
+from eval.judging import disarm, draw_mark, show_request
 from eval.scorer import Scorer
 
 __all__ = ["Judge"]
@@ -32,10 +32,6 @@ MARK = """{rubric}
 Mark the answer from 1 to {scale}, where {scale} is best. Its length does not count."""
 REASONED = MARK + " Give a short reason first."
 ONE_DIGIT = MARK + " Reply with the number alone."
-
-
-class _Marked(BaseModel):
-    mark: int
 
 
 class Judge(Scorer):
@@ -62,13 +58,10 @@ class Judge(Scorer):
         """Mark all answers at once. Raises Refusal where a written mark cannot be read."""
         asked = [self._render(prompt, item) for item in completions]
         if self.by == "written":
-            reason = {"reason": (str, Field(max_length=400))} if self.explain else {}
-            mark = {"mark": (int, Field(ge=1, le=self.scale))}
-            wanted = create_model("Mark", __base__=_Marked, **reason, **mark)  # pyright: ignore[reportCallIssue, reportArgumentType]
             sampling = Sampling(max_new_tokens=self.max_new_tokens)
-            told = yield from ask_for(wanted, asked, sampling, step="mark", role=self.role)
-            marks = [float(item.mark) for item in told]
+            told = yield from ask_for(self._form(), asked, sampling, step="mark", role=self.role)
             details = [item.model_dump() for item in told]
+            marks = [float(detail["mark"]) for detail in details]
         else:
             numbers = range(1, self.scale + 1)
             weighed = yield [Weigh(prompt, str(number), "mark", self.role) for prompt in asked for number in numbers]
@@ -83,20 +76,22 @@ class Judge(Scorer):
         yield scores
         return scores
 
+    def _form(self) -> type[BaseModel]:
+        """Return what is written, in this order: a model fills a schema in from its first field to its last."""
+        reason: dict[str, Any] = {"reason": (str, Field(max_length=400))} if self.explain else {}
+        mark: dict[str, Any] = {"mark": (int, Field(ge=1, le=self.scale))}
+        return create_model("Mark", **reason, **mark)
+
     def _render(self, prompt: Prompt, completion: Completion) -> Content:
+        request, answer = disarm(show_request(prompt)), disarm(completion.text)
         form = ONE_DIGIT if self.by == "likelihood" else REASONED if self.explain else MARK
-        text = form.format(
-            rubric=self.rubric,
-            mark=content_id(prompt.id, completion.text)[:6],
-            request=show_request(prompt),
-            answer=completion.text,
-            scale=self.scale,
-        )
+        mark = draw_mark(request, answer)
+        text = form.format(rubric=self.rubric, mark=mark, request=request, answer=answer, scale=self.scale)
         return (Message(role="user", content=text),)
 
 
 def _average(log_probs: Sequence[float]) -> float:
     """Return the mean of 1, 2, ... under probabilities that these are the logarithms of, up to a factor."""
     top = max(log_probs)
-    weights = [math.exp(value - top) for value in log_probs]
+    weights = [1.0 if value == top else math.exp(value - top) for value in log_probs]  # all impossible: all alike
     return sum(mark * weight for mark, weight in enumerate(weights, start=1)) / sum(weights)

@@ -2,10 +2,13 @@
 
 Source: with `against`, log p(y|x) - log q(y|x) is DPO's implicit reward up to its beta (Rafailov et al. 2023, arXiv
 2305.18290, equation 5); alone, by the token, it is the length-normalised reward of SimPO (Meng et al. 2024, arXiv 2405.14734,
-equation 4). Differences: none known.
+equation 4). Differences: (1) the end of the answer is not part of it.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Self
+
+from pydantic import model_validator
 
 from counterfoil.records import Completion, Prompt, Score
 from decode.steps import Refusal, Steps, Weigh
@@ -22,7 +25,14 @@ class LogLikelihood(Scorer):
     against: str | None = None
     """The model whose log-probability is taken away; None takes nothing away."""
     per_token: bool = True
-    """Divide by the answer's tokens."""
+    """Divide by the answer's tokens, as `role` counts them."""
+
+    @model_validator(mode="after")
+    def check_roles(self) -> Self:
+        """Refuse a model against itself, which tells nothing."""
+        if self.against == self.role:
+            raise ValueError(f"against: the model {self.role!r} itself")
+        return self
 
     def asks(self) -> Mapping[str, frozenset[str]]:
         """The models."""

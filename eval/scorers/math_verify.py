@@ -1,15 +1,15 @@
 r"""Whether an answer is the mathematical expression wanted, by the library math-verify: fractions, sets, intervals, LaTeX.
 
-Source: Hugging Face's math-verify, which parses both sides to SymPy and compares them. Differences: (1) the time limits that
-it sets by signals, in the main thread alone, are off: an answer that is longer than `max_chars` is cut to its end instead.
+Source: Hugging Face's math-verify, which parses both sides to SymPy and compares them. Differences: (1) it runs in a process
+of its own with limits of time and memory (eval/mathematics.py), where the library's are signals in the main thread, which
+end no computation within C; (2) of an answer longer than `max_chars` the end is read.
 """
-
-from typing import Any
 
 from pydantic import Field
 
 from counterfoil.errors import EngineError, InputError
 from counterfoil.records import Completion, Prompt, Score
+from eval.mathematics import compare_expressions, has_library
 from eval.scorer import LocalScorer
 
 __all__ = ["MathVerify"]
@@ -20,6 +20,8 @@ class MathVerify(LocalScorer):
 
     max_chars: int = Field(default=2000, ge=16)
     """Read so much of an answer's end."""
+    time_s: float = Field(default=5.0, gt=0)
+    """Seconds of the processor; what takes more to compare is not the answer, and the detail says `given up`."""
 
     def score(self, prompt: Prompt, completion: Completion) -> Score:
         """Parse and compare. Raises InputError where the reference has no answer, EngineError without the library."""
@@ -27,17 +29,12 @@ class MathVerify(LocalScorer):
         if not isinstance(wanted, str | int | float) or isinstance(wanted, bool):
             given, allowed = repr(wanted), "a text or a number"
             raise InputError(f"prompt {prompt.id}: reference.answer", given=given, allowed=allowed, do="Add it.")
-        try:
-            import math_verify
-        except ImportError as error:
-            allowed, do = "the package math-verify", "uv pip install 'counterfoil[synth]'"
-            raise EngineError("scorer", given=str(error), allowed=allowed, do=do) from error
-        parse: Any = math_verify.parse
-        gold = parse(_mark(str(wanted)), parsing_timeout=None)
-        said = parse(completion.text[-self.max_chars :], parsing_timeout=None)
-        right = bool(gold) and bool(said) and bool(math_verify.verify(gold, said, timeout_seconds=None))
-        detail = {"final": str(said[-1]) if said else ""}
-        return Score(completion_id=completion.id, scorer="math_verify", value=float(right), detail=detail)
+        if not has_library():
+            given, allowed, do = "not installed", "the package math-verify", "uv pip install 'counterfoil[synth]'"
+            raise EngineError("scorer: math_verify", given=given, allowed=allowed, do=do)
+        found = compare_expressions(_mark(str(wanted)), completion.text[-self.max_chars :], time_s=self.time_s)
+        detail = {"final": found.final} | ({"given up": True} if found.given_up else {})
+        return Score(completion_id=completion.id, scorer="math_verify", value=float(found.equal), detail=detail)
 
 
 def _mark(text: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field
 
 from counterfoil.config import Config
+from counterfoil.errors import ConfigError
 from counterfoil.records import Completion, Prompt, Score
 from decode.steps import Steps
 from eval.scorer import Scorer
@@ -26,7 +27,10 @@ class Part(Config):
 
 
 class Mix(Scorer):
-    """Sum of weight times value; every part's own scores are kept as well."""
+    """Sum of weight times value; every part's own scores are kept as well.
+
+    The detail holds each part's value by its scorer's name (`judge#2` where the second part is a `judge` again).
+    """
 
     parts: tuple[Part, ...] = ()
     """What is mixed; one part or more."""
@@ -34,7 +38,10 @@ class Mix(Scorer):
     """Bring each part's values to 0..1 among a prompt's answers first; equal ones are then 0.5."""
 
     def asks(self) -> Mapping[str, frozenset[str]]:
-        """Whom the parts ask."""
+        """Whom the parts ask. Raises ConfigError where there is none."""
+        if not self.parts:
+            given, allowed = "no parts", "one scorer or more, each with a weight"
+            raise ConfigError("scorer.parts", given=given, allowed=allowed, do="Name what is mixed.")
         found: dict[str, frozenset[str]] = {}
         for part in self.parts:
             for role, needs in part.scorer.asks().items():
@@ -45,15 +52,16 @@ class Mix(Scorer):
         """Grade by one part after the other; sum."""
         sums = [0.0] * len(completions)
         details: list[dict[str, float]] = [{} for _ in completions]
-        for part in self.parts:
+        for number, part in enumerate(self.parts, start=1):
             found = yield from part.scorer.grade(prompt, completions)
             values = [score.value for score in found]
-            if self.rescale:
+            if self.rescale and values:
                 low, high = min(values), max(values)
                 values = [(value - low) / (high - low) if high > low else 0.5 for value in values]
             for at, (score, value) in enumerate(zip(found, values, strict=True)):
                 sums[at] += part.weight * value
-                details[at][score.scorer] = value
+                name = score.scorer if score.scorer not in details[at] else f"{score.scorer}#{number}"
+                details[at][name] = value
         scores = [
             Score(completion_id=item.id, scorer="mix", value=value, detail=dict(detail))
             for item, value, detail in zip(completions, sums, details, strict=True)

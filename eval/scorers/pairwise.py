@@ -2,10 +2,10 @@
 
 Source: pairwise comparison with swapped positions of Zheng et al. 2023 (arXiv 2306.05685, section 3.4), summed to a win rate
 as in a round robin (Copeland's rule, a tie counting half). Differences: (1) verdicts that change with the order count as
-ties.
+ties; (2) an answer that meets no other has 0.5, as if it had tied.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 
 from pydantic import Field
@@ -18,17 +18,11 @@ from eval.scorer import Scorer
 __all__ = ["Pairwise"]
 
 
-class Pairwise(Scorer):
+class Pairwise(PairJudge, Scorer):
     """The share of its comparisons that an answer wins, 0 to 1; all comparisons are kept."""
 
-    judge: PairJudge = PairJudge()
-    """Who compares, and how."""
     opponents: int | None = Field(default=None, ge=1)
-    """Compare each answer with so many that follow it, in a circle; None with all. n answers are 2 n opponents questions."""
-
-    def asks(self) -> Mapping[str, frozenset[str]]:
-        """The judge."""
-        return self.judge.asks()
+    """Compare each answer with so many that follow it, in a circle; None with all. Of n answers 2 n opponents questions."""
 
     def grade(self, prompt: Prompt, completions: Sequence[Completion]) -> Steps[list[Score]]:
         """Compare answers with each other, each two in both orders."""
@@ -36,7 +30,7 @@ class Pairwise(Scorer):
         points, met = [0.0] * count, [0] * count
         results: list[dict[str, int]] = [{"won": 0, "lost": 0, "tied": 0, "inconsistent": 0} for _ in completions]
         drawn = self._draw(count)
-        compared = yield from self.judge.compare(prompt, [(completions[one], completions[two]) for one, two in drawn])
+        compared = yield from self.compare(prompt, [(completions[one], completions[two]) for one, two in drawn])
         for (one, other), found in zip(drawn, compared, strict=True):
             for side, at in enumerate((one, other)):
                 met[at] += 1
@@ -47,7 +41,7 @@ class Pairwise(Scorer):
                     points[at] += found.winner == side
                     results[at]["won" if found.winner == side else "lost"] += 1
         scores = [
-            Score(completion_id=item.id, scorer="pairwise", value=own / (num or 1), detail=dict(detail))
+            Score(completion_id=item.id, scorer="pairwise", value=own / num if num else 0.5, detail=dict(detail))
             for item, own, num, detail in zip(completions, points, met, results, strict=True)
         ]
         yield scores

@@ -3,7 +3,9 @@
 Source: sentence embeddings of Reimers and Gurevych 2019 (arXiv 1908.10084). Differences: none known.
 """
 
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, lru_cache
+from typing import Any
 
 from counterfoil.errors import InputError
 from counterfoil.records import Completion, Prompt, Score
@@ -31,10 +33,14 @@ class Similarity(LocalScorer):
             allowed = "a text, or a list of texts"
             where = f"prompt {prompt.id}: reference.{self.key}"
             raise InputError(where, given=repr(wanted), allowed=allowed, do="Add it, or set `key` to null.")
-        vectors = self._embed([completion.text, *texts])
-        value = float((vectors[1:] @ vectors[0]).max())
+        value = float((self._embed_wanted(tuple(texts)) @ self._embed([completion.text])[0]).max())
         return Score(completion_id=completion.id, scorer="similarity", value=value)
 
     @cached_property
     def _embed(self) -> Embed:
         return self.embedder.open()
+
+    @cached_property
+    def _embed_wanted(self) -> Callable[[tuple[str, ...]], Any]:
+        """Embed what a prompt's answers are compared with, once for all of them."""
+        return lru_cache(maxsize=16)(self._embed)

@@ -23,7 +23,8 @@ class CopiesPrompt(LocalFilter):
         def judge(pair: Pair) -> Dropped | None:
             asked = _plain(pair.prompt[-1]["content"])
             for name, side in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-                alike = fuzz.ratio(asked, _plain(side[-1]["content"])) / 100
+                # Below the cutoff it is 0, and soon found so.
+                alike = fuzz.ratio(asked, _plain(side[-1]["content"]), score_cutoff=100 * self.similarity) / 100
                 if alike >= self.similarity:
                     return drop(
                         pair, "copies_prompt", f"the {name} answer copies the prompt", f"similarity {alike:.2f}"

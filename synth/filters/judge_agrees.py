@@ -4,8 +4,6 @@ Source: the swap of positions of Zheng et al. 2023 (arXiv 2306.05685, section 3.
 `pairwise` verdicts with the same judge, the question is the same and its kept answer is read: nothing is asked twice.
 """
 
-from collections.abc import Mapping
-
 from counterfoil.records import Completion, Dropped, Pair, Prompt
 from decode.steps import Refusal, Steps
 from eval.judging import PairJudge
@@ -14,22 +12,16 @@ from synth.filter import AskingFilter, drop
 __all__ = ["JudgeAgrees"]
 
 
-class JudgeAgrees(AskingFilter):
+class JudgeAgrees(PairJudge, AskingFilter):
     """Keeps a pair where the judge says the same as its scores, whichever answer it sees first."""
 
-    judge: PairJudge = PairJudge()
-    """Who compares, and how."""
-
-    def asks(self) -> Mapping[str, frozenset[str]]:
-        """The judge."""
-        return self.judge.asks()
-
     def judge_pair(self, prompt: Prompt, pair: Pair) -> Steps[Dropped | None]:
-        """Compare the two."""
+        """Compare the two as answers to the pair's own prompt, which a recipe may have made on the way from `prompt`."""
+        asked = Prompt(id=pair.prompt_id, messages=pair.prompt)
         chosen, rejected = (
             Completion(
                 id=key,
-                prompt_id=prompt.id,
+                prompt_id=asked.id,
                 index=0,
                 text=side[-1]["content"],
                 finish_reason="stop",
@@ -39,7 +31,7 @@ class JudgeAgrees(AskingFilter):
             for key, side in ((pair.chosen_id, pair.chosen), (pair.rejected_id, pair.rejected))
         )
         try:
-            (found,) = yield from self.judge.compare(prompt, [(chosen, rejected)])
+            (found,) = yield from self.compare(asked, [(chosen, rejected)])
         except Refusal as refusal:
             return drop(pair, "judge_agrees", refusal.reason, refusal.detail)
         if found.winner == 0:

@@ -1,8 +1,9 @@
 """Drop pairs whose scores are closer than a margin: a stricter one than the recipe's, on the same generations."""
 
 from collections.abc import Callable
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from counterfoil.records import Dropped, Pair
 from synth.filter import LocalFilter, drop
@@ -17,6 +18,13 @@ class Margin(LocalFilter):
     """Smallest difference of the two scores, in the scorer's units."""
     most: float | None = None
     """Largest difference, for pairs that are not too easy; None allows any."""
+
+    @model_validator(mode="after")
+    def check_bounds(self) -> Self:
+        """Refuse bounds between which there is nothing."""
+        if self.most is not None and self.most < self.least:
+            raise ValueError("most is less than least: no pair would be kept")
+        return self
 
     def open(self) -> Callable[[Pair], Dropped | None]:
         """Return the judgement."""

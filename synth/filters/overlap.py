@@ -2,27 +2,41 @@
 
 Source: contamination by shared word n-grams (Brown et al. 2020, GPT-3, arXiv 2005.14165, appendix C, with 13 words), and by
 nearness in meaning for what was reworded (Yang et al. 2023, arXiv 2311.04850). Differences: (1) a text shorter than `ngram`
-words overlaps where it is found whole.
+words counts where it stands whole in another; (2) texts under `least_words`, such as labels and single answers, do not.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
+from counterfoil.errors import InputError
 from counterfoil.job import InputPath
 from counterfoil.jsonl import read_lines
-from counterfoil.records import Dropped, Pair, content_id
+from counterfoil.records import Dropped, Pair
 from decode.embedder import Embedder
 from synth.filter import LocalFilter, drop
 
 __all__ = ["Overlap"]
 
+FACTOR = 0x9E3779B97F4A7C15
+"""An odd number: an n-gram's hash is the polynomial in it of the words' hashes, modulo 2^64."""
+
+
+class _Marks(NamedTuple):
+    """Hashes of the word n-grams of one length in one set, sorted."""
+
+    name: str
+    size: int
+    marks: Any
+
 
 class Overlap(LocalFilter):
-    """Looks at the prompt and at both answers."""
+    """Looks at the prompt and at both answers; keeps 8 bytes for each n-gram of the sets."""
 
     remembers: ClassVar[bool] = True  # nothing of pairs, but it is costly to open
 
@@ -30,27 +44,24 @@ class Overlap(LocalFilter):
     """JSONL files of evaluation sets; every text in a row counts, however deep."""
     ngram: int = Field(default=13, ge=3)
     """Words in a row that no evaluation text may share."""
+    least_words: int = Field(default=8, ge=1)
+    """Evaluation texts of fewer words are not looked for, but by the embedder."""
     embedder: Embedder | None = None
     """Compares prompts in meaning as well; None does not."""
     similarity: float = Field(default=0.9, gt=0, le=1)
     """Cosine with the nearest evaluation text from which a prompt counts as reworded."""
 
     def open(self) -> Callable[[Pair], Dropped | None]:
-        """Read the sets. Raises InputError where a file is missing."""
-        known: dict[int, str] = {}
-        texts: list[str] = []
-        for path in self.sets:
-            for text in _read(path):
-                texts.append(text)
-                for mark in self._marks(text):
-                    known.setdefault(mark, path.name)
-        embed = self.embedder.open() if self.embedder is not None and texts else None
+        """Read the sets. Raises InputError where one is missing, has a broken line, or nothing that can be looked for."""
+        known = self._read_marks()
+        texts = list(dict.fromkeys(self._read_texts())) if self.embedder is not None else []
+        embed = self.embedder.open() if self.embedder is not None else None
         vectors_ND: Any = embed(texts) if embed else None
 
         def judge(pair: Pair) -> Dropped | None:
             for name, side in (("prompt", pair.prompt), ("chosen", pair.chosen), ("rejected", pair.rejected)):
                 for message in side:
-                    found = next((known[mark] for mark in self._marks(message["content"]) if mark in known), None)
+                    found = _find(message["content"], known)
                     if found is not None:
                         return drop(pair, "overlap", f"the {name} shares words with an evaluation set", found)
             if embed is not None:
@@ -63,18 +74,70 @@ class Overlap(LocalFilter):
 
         return judge
 
-    def _marks(self, text: str) -> list[int]:
-        words = re.findall(r"\w+", text.lower())
-        if not words:
-            return []
-        rows = [words[at : at + self.ngram] for at in range(max(len(words) - self.ngram, 0) + 1)]
-        return [int(content_id(row), 16) for row in rows]
+    def _read_texts(self) -> Iterator[str]:
+        return (text for path in self.sets for text in _read(path))
+
+    def _read_marks(self) -> list[_Marks]:
+        """Read each set's n-grams, and the texts that are shorter than one."""
+        import numpy as np
+
+        found: list[_Marks] = []
+        for path in self.sets:
+            hashes: dict[int, list[Any]] = {}
+            for text in _read(path):
+                words = _split(text)
+                size = min(len(words), self.ngram)
+                if size >= min(self.least_words, self.ngram):
+                    hashes.setdefault(size, []).append(_hash(words, size))
+            for size in sorted(hashes, reverse=True):
+                marks = np.concatenate(hashes.pop(size))
+                marks.sort()
+                found.append(_Marks(path.name, size, marks))
+        if not found and self.embedder is None:
+            given, do = f"no text of {self.least_words} words or more", "Lower `least_words`, or give an embedder."
+            raise InputError("filters: overlap: sets", given=given, allowed="JSONL rows with texts", do=do)
+        return found
+
+
+def _find(text: str, known: Sequence[_Marks]) -> str | None:
+    """Return the set that a text overlaps with, and the words that they share."""
+    words = _split(text)
+    for name, size, marks in known:
+        if size <= len(words):
+            own = _hash(words, size)
+            shared = (marks[marks.searchsorted(own).clip(max=len(marks) - 1)] == own).nonzero()[0]
+            if len(shared):
+                return f"{name}: {' '.join(words[shared[0] : shared[0] + size])}"
+    return None
+
+
+def _split(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+@lru_cache(maxsize=1 << 16)
+def _hash_word(word: str) -> int:
+    return int.from_bytes(blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def _hash(words: list[str], size: int) -> Any:
+    """Return the hash of each `size` words in a row."""
+    import numpy as np
+
+    own = np.fromiter(map(_hash_word, words), np.uint64, len(words))
+    num_rows = len(words) - size + 1
+    found = np.zeros(num_rows, np.uint64)
+    for at in range(size):
+        found = found * np.uint64(FACTOR) + own[at : at + num_rows]
+    return found
 
 
 def _read(path: Path) -> Iterator[str]:
     for row in read_lines(path, where="filters: overlap"):
-        if not isinstance(row, Dropped):
-            yield from _walk(row)
+        if isinstance(row, Dropped):
+            given, do = f"{row.reason} ({row.detail})", "Mend the line: what is not read is not looked for."
+            raise InputError(f"filters: overlap: {path}", given=given, allowed="a JSON object a line", do=do)
+        yield from _walk(row)
 
 
 def _walk(value: Any) -> Iterator[str]:

