@@ -1,9 +1,10 @@
-"""How far a run is: a live bar on a terminal, a line a minute elsewhere, progress.jsonl always."""
+"""How far a run is: a live bar with a table of counts on a terminal, a line a minute elsewhere, progress.jsonl always."""
 
 import json
+import math
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class Stage:
     def __init__(self, progress: "Progress", name: str, total: int | None, already: int, *, timed: bool) -> None:
         self._timed = timed
         self._progress, self.name, self.total = progress, name, total
-        self.done, self._already, self._skipped = already, already, 0
+        self.done, self._already, self._skipped, self._resumed = already, already, 0, False
         self._started = time.monotonic()
         self._next_file = self._started
         self._next_line = self._started + FIRST_LINE_AFTER_S
@@ -40,10 +41,10 @@ class Stage:
 
     def advance(self, count: int = 1, **facts: Any) -> None:
         """Count `count` more as done; `facts` (a loss, tokens a second) are shown beside the bar."""
-        if self._skipped:
+        if self._skipped and not self._resumed:
             of = "" if self.total is None else f" of {self.total}"
             self._progress.say(f"{self.name}: goes on at {self.done}{of}")
-            self._skipped = 0
+            self._resumed = True
         self.done += count
         now = time.monotonic()
         self._progress.update_bar(self, self._bar, facts)
@@ -60,28 +61,31 @@ class Stage:
         self._already += 1
         self._skipped += 1
 
-    def _left_s(self) -> float | None:
+    def left_s(self) -> float | None:
         """Seconds left at the rate so far in this process; a first few say nothing, where many are in flight."""
-        fresh = self.done - self._already
-        if not self._timed or self.total is None or fresh <= 0 or fresh < (self.total - self._already) * TELLING_SHARE:
+        fresh, total = self.done - self._already, self._progress.bound(self.total)
+        if not self._timed or total is None or fresh <= 0 or fresh < (total - self._already) * TELLING_SHARE:
             return None
-        return (time.monotonic() - self._started) / fresh * max(0, self.total - self.done)
+        return (time.monotonic() - self._started) / fresh * max(0, total - self.done)
 
     def _line(self, facts: dict[str, Any]) -> dict[str, Any]:
-        left = self._left_s()
+        left, counts = self.left_s(), dict(self._progress.counts())
         return {
             "time": round(time.time(), 2),
             "stage": self.name,
             "done": self.done,
             "total": self.total,
             "left_s": None if left is None else round(left, 1),
-        } | facts
+            **facts,
+            **({"counts": counts} if counts else {}),
+        }
 
     def _sentence(self, facts: dict[str, Any]) -> str:
-        left = self._left_s()
+        left = self.left_s()
         words = [f"{self.name}: {self.done}" + ("" if self.total is None else f"/{self.total}")]
         words += [] if left is None else [f"{show_seconds(left)} left"]
         words += [f"{key} {value}" for key, value in facts.items()]
+        words += [f"{key} {count}" for key, count in self._progress.counts().items()]
         return ", ".join(words)
 
     def finish(self) -> None:
@@ -97,9 +101,12 @@ class Progress:
     def __init__(self, path: Path | None, *, label: str, quiet: bool = False, live: bool = True) -> None:
         self._label, self.quiet = label, quiet
         self._file = path.open("a", encoding="utf-8") if path else None
+        self._limit = math.inf
+        self.counts: Callable[[], Mapping[str, int]] = dict
+        """What is counted beside the stage's own, by name: the rows of the live table."""
         self._live: Any = None
         if live and not quiet and sys.stderr.isatty():
-            self._live = _make_live()
+            self._live = _make_live(lambda: self.counts())
             self._live.start()
 
     @contextmanager
@@ -113,6 +120,15 @@ class Progress:
             self.say(f"{name}: goes on at {already}" + (f" of {total}" if total is not None else ""))
         yield stage
         stage.finish()
+
+    def expect(self, limit: float) -> None:
+        """Say that the stage is likely to end after so many, before its total."""
+        self._limit = limit
+
+    def bound(self, total: int | None) -> float | None:
+        """Return how many a stage of that total has to do, as far as is known."""
+        limit = min(self._limit, math.inf if total is None else total)
+        return None if limit == math.inf else limit
 
     def say(self, sentence: str) -> None:
         """Print a line, above the live bars if there are any."""
@@ -135,8 +151,10 @@ class Progress:
     def update_bar(self, stage: Stage, bar: Any, facts: dict[str, Any]) -> None:
         """Move a stage's bar."""
         if self._live is not None:
-            shown = "  ".join(f"{key} {value}" for key, value in facts.items())
-            self._live.update(bar, completed=stage.done, facts=shown)
+            left = stage.left_s()
+            words = [] if left is None else [f"{show_seconds(left)} left"]
+            words += [f"{key} {value}" for key, value in facts.items()]
+            self._live.update(bar, completed=stage.done, facts="  ".join(words))
 
     def write(self, line: dict[str, Any]) -> None:
         """Append to progress.jsonl."""
@@ -152,23 +170,28 @@ class Progress:
             self._file.close()
 
 
-def _make_live() -> Any:
+def _make_live(counts: Callable[[], Mapping[str, int]]) -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as RichProgress
+    from rich.table import Table
     from rich.text import Text
 
-    class Left(ProgressColumn):
-        def render(self, task: Any) -> Text:
-            left: float | None = task.time_remaining
-            return Text("" if left is None else f"{show_seconds(left)} left", style="cyan")
+    class Board(RichProgress):
+        def get_renderables(self) -> Any:
+            yield from super().get_renderables()
+            table = Table.grid(padding=(0, 2))
+            table.add_column(justify="right", min_width=8)
+            for name, count in counts().items():
+                table.add_row(Text(f"{count:,}", style="bold"), Text(name))
+            if table.row_count:
+                yield table
 
-    return RichProgress(
+    return Board(
         TextColumn("{task.description}"),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        Left(),
         TextColumn("{task.fields[facts]}", style="dim"),
         console=Console(stderr=True),
         transient=True,

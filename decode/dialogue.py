@@ -7,12 +7,15 @@ only as fast as they are answered; what a dialogue asks next goes before new one
 question to it has no kept answer.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from pydantic import Field
 
 from counterfoil.config import Config, fingerprint
 from counterfoil.errors import RunError
@@ -25,7 +28,7 @@ from decode.generate import draw_seed
 from decode.method import Method
 from decode.steps import Answered, Ask, Refusal, Steps, Weigh
 
-__all__ = ["Outcome", "Speaker", "converse"]
+__all__ = ["Outcome", "Price", "Speaker", "converse"]
 
 OPEN_DIALOGUES = 1024
 """Dialogues begun and not ended: several times what any engine computes at a time."""
@@ -33,6 +36,15 @@ ENDED_EARLY = 16_384
 """Outcomes that wait for a slower one before them, so that all come in order."""
 ALL_FAIL = 64
 """Requests that fail, with none answered, before a run is given up."""
+
+
+class Price(Config):
+    """What a million tokens cost, in any money."""
+
+    prompt: float = Field(default=0.0, ge=0)
+    """Of those sent; what n samples share is sent once."""
+    generated: float = Field(default=0.0, ge=0)
+    """Of those that come back."""
 
 
 class Speaker(Config):
@@ -46,6 +58,8 @@ class Speaker(Config):
     """Folder of a PEFT adapter (for `openai_api`: its name on the server)."""
     method: Method | None = None
     """How its next token is chosen."""
+    price: Price | None = None
+    """What it costs, for an estimate."""
 
 
 class Outcome(NamedTuple):
@@ -103,20 +117,23 @@ class _Asked(NamedTuple):
 def converse(
     run: Run,
     speakers: Mapping[str, Speaker],
-    prompts: Iterator[Prompt],
+    prompts: Iterator[Prompt | None],
     make: Callable[[Prompt], Steps[Sequence[Record]]],
     *,
     seed: int,
     total: int | None = None,
     stage: str = "generate",
+    deadline: float = math.inf,
 ) -> Generator[Outcome]:
     """Yield how the dialogue of each prompt ended, in the prompts' order; closing it cancels what is in flight.
 
     `speakers` are the models by role, the main one under the empty name; it also answers for roles that have none. Each
-    prompt's draws have a seed of their own, derived from `seed`. Raises RunError where every request fails.
+    prompt's draws have a seed of their own, derived from `seed`. A None among the prompts says that none may begin at
+    present; it may come only while an outcome is still to be taken. From `deadline` on (of time.monotonic) nothing is asked:
+    dialogues that wait for an answer are dropped, those with kept answers go on. Raises RunError where every request fails.
     """
     with run.progress.stage(stage, total=total) as shown, ExitStack() as stack:
-        hall = _Hall(run, speakers, prompts, make, stack, seed=seed)
+        hall = _Hall(run, speakers, prompts, make, stack, seed=seed, deadline=deadline)
         for outcome in hall.hold():
             if outcome.is_fresh:
                 shown.advance(**hall.facts())
@@ -132,20 +149,21 @@ class _Hall:
         self,
         run: Run,
         speakers: Mapping[str, Speaker],
-        prompts: Iterator[Prompt],
+        prompts: Iterator[Prompt | None],
         make: Callable[[Prompt], Steps[Sequence[Record]]],
         stack: ExitStack,
         *,
         seed: int,
+        deadline: float,
     ) -> None:
-        self._make, self._stack, self._seed = make, stack, seed
+        self._run, self._make, self._stack, self._seed, self._deadline = run, make, stack, seed, deadline
         self._answers = Answers(run.store)
-        self._prompts = enumerate(prompts)
-        self._all_begun = self._over = False
+        self._prompts, self._num_begun = prompts, 0
+        self._all_begun = self._over = self._late = False
         lines: dict[str, _Line] = {}
         self._roles: dict[str, tuple[_Line, str | None]] = {}
         for role, speaker in speakers.items():
-            name = fingerprint(speaker.model_copy(update={"adapter": None}))
+            name = fingerprint(speaker.model_copy(update={"adapter": None, "price": None}))
             identity = speaker.engine.identify(speaker.model)
             line = lines.setdefault(name, _Line(speaker, identity, set()))
             line.adapters.add(speaker.adapter)
@@ -155,14 +173,15 @@ class _Hall:
         self._open: dict[int, _Dialogue] = {}
         self._asked: dict[str, _Asked] = {}
         self._ended: dict[int, Outcome] = {}
-        self._since, self._num_tokens = time.monotonic(), 0
+        self._since, self._num_fresh, self._num_tokens = time.monotonic(), 0, 0
+        run.facts["opening_s"] = 0.0
         self._num_answered = self._num_failed = 0
         self._failure = ""
 
     def facts(self) -> dict[str, Any]:
         """Return what is shown beside the bar."""
-        rate = self._num_tokens / max(time.monotonic() - self._since, 1e-9)
-        return {"tokens/s": round(rate)} if self._num_tokens else {}
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        return {"prompts/s": round(self._num_fresh / seconds, 2), "tokens/s": round(self._num_tokens / seconds)}
 
     def hold(self) -> Iterator[Outcome]:
         """Hold all dialogues."""
@@ -171,6 +190,8 @@ class _Hall:
             while due in self._ended:
                 yield self._ended.pop(due)
                 due += 1
+            if not self._late and time.monotonic() >= self._deadline:
+                self._end_asking()
             busy = [line for line in self._lines if line.waiting or line.num_flying]
             if len(busy) < len(self._lines):  # one more may have something for an idle model
                 begun = self._begin()
@@ -186,9 +207,12 @@ class _Hall:
             raise self._give_up()
 
     def _connect(self, line: _Line) -> Generator[Result | GivenLogprobs | None]:
-        speaker = line.speaker
+        speaker, started = line.speaker, time.monotonic()
         methods = [speaker.method] if speaker.method else []
         session = speaker.engine.open(speaker.model, adapters=sorted(line.adapters, key=str), methods=methods)
+        self._run.facts["opening_s"] = round(self._run.facts["opening_s"] + time.monotonic() - started, 2)
+        if not self._num_tokens:
+            self._since = time.monotonic()  # a rate is of the time in which there was something to answer with
         line.replies = self._stack.enter_context(
             closing(self._stack.enter_context(session).stream(self._feed(line), glance=True))
         )
@@ -208,11 +232,12 @@ class _Hall:
         """Begin one more dialogue, unless enough are open or there is no prompt left."""
         if self._all_begun or len(self._open) >= OPEN_DIALOGUES or len(self._ended) >= ENDED_EARLY:
             return False
-        number, prompt = next(self._prompts, (0, None))
-        if prompt is None:
-            self._all_begun = True
+        prompt = next(self._prompts, "the end")
+        if not isinstance(prompt, Prompt):
+            self._all_begun = prompt is not None
             return False
-        dialogue = self._open[number] = _Dialogue(number, prompt, self._make(prompt))
+        dialogue = self._open[self._num_begun] = _Dialogue(self._num_begun, prompt, self._make(prompt))
+        self._num_begun += 1
         self._go_on(dialogue, lambda: next(dialogue.steps))
         return True
 
@@ -226,10 +251,7 @@ class _Hall:
                 self._end(dialogue, None)
                 return
             except Refusal as refusal:
-                why = Dropped(
-                    id=dialogue.prompt.id, stage=refusal.stage, reason=refusal.reason, detail=refusal.detail[:2000]
-                )
-                self._end(dialogue, why)
+                self._end(dialogue, refusal)
                 return
             dialogue.answers, dialogue.failure = [()] * len(dialogue.asks), ""
             for at, asked in enumerate(dialogue.asks):
@@ -238,6 +260,8 @@ class _Hall:
                 else:
                     dialogue.missing += not self._ask(dialogue, at, asked)
             if dialogue.missing:
+                if self._late:
+                    self._end(dialogue, Refusal("budget", "max_seconds reached"))
                 return
             step = self._close_round(dialogue)
 
@@ -261,6 +285,8 @@ class _Hall:
             dialogue.answers[at] = found
             self._num_answered += 1
             return True
+        if self._late:
+            return False
         dialogue.is_fresh = True
         self._asked[name] = _Asked(dialogue, at, key, start)
         if dialogue.exchanges:  # it has begun: it goes before new ones
@@ -309,11 +335,24 @@ class _Hall:
         answers = dialogue.answers
         return lambda: dialogue.steps.send(answers)
 
-    def _end(self, dialogue: _Dialogue, why: Dropped | None) -> None:
+    def _end_asking(self) -> None:
+        """Cancel what is in flight, and drop the dialogues that wait for it."""
+        self._late = True
+        for line in self._lines:
+            if line.replies is not None:
+                line.replies.close()
+            line.waiting.clear()
+            line.num_flying = 0
+        self._asked.clear()
+        for dialogue in list(self._open.values()):
+            self._end(dialogue, Refusal("budget", "max_seconds reached"))
+
+    def _end(self, dialogue: _Dialogue, why: Refusal | None) -> None:
+        prompt = dialogue.prompt
+        dropped = why and Dropped(id=prompt.id, stage=why.stage, reason=why.reason, detail=why.detail[:2000])
+        self._num_fresh += dialogue.is_fresh
         del self._open[dialogue.number]
-        self._ended[dialogue.number] = Outcome(
-            dialogue.prompt, dialogue.records, dialogue.exchanges, why, dialogue.is_fresh
-        )
+        self._ended[dialogue.number] = Outcome(prompt, dialogue.records, dialogue.exchanges, dropped, dialogue.is_fresh)
 
     def _give_up(self) -> RunError:
         given = f"no request was answered; the last failed with: {self._failure}"

@@ -4,19 +4,25 @@ r"""Synthesize(Job): prompts to contrasts.
                                         \\-> exchanges.jsonl: all that was sent, all that came back
                                             whatever stops on the way -> dropped.jsonl, refused.jsonl
 
-One pass, in the prompts' order: a prompt's dialogue ends, what it made is filtered and written. Answers are kept as they land
-(decode/answers.py), so that an interrupted run goes on, and another run that asks the same asks nobody.
+One pass, in the prompts' order (intake.py): a prompt's dialogue ends, what it made is filtered and written (output.py), until
+no prompt is left or a limit is met (budget.py). Answers are kept as they land (decode/answers.py), so that an interrupted run
+goes on, and another run that asks the same asks nobody. An estimate (estimate.py) is a run of a few prompts that stops there.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from functools import cached_property, partial
+from pathlib import Path
 from typing import ClassVar
 
-from counterfoil.errors import ConfigError
+from pydantic import Field, PrivateAttr
+
+from counterfoil.errors import ConfigError, RunError
 from counterfoil.job import Job, Run
-from counterfoil.records import Comparison, Dropped, Group, Pair, Prompt, Record, Score, Triplet
-from decode.dialogue import Outcome, Speaker, converse
+from counterfoil.records import Dropped, Pair, Prompt, Record
+from decode.dialogue import Price, Speaker, converse
 from decode.engine import Engine, require
 from decode.engines.vllm import Vllm
 from decode.generate import refuse_none
@@ -24,23 +30,19 @@ from decode.steps import Steps
 from eval.scorer import Scorer
 from eval.task import Task
 from eval.tasks.constraints import Constraints
+from synth.budget import Budget
+from synth.estimate import Estimate, Probe, Probed, spread
 from synth.filter import AskingFilter, Filter, LocalFilter
 from synth.filters.length_only import LengthOnly
 from synth.filters.near_duplicate import NearDuplicate
+from synth.intake import Intake
+from synth.output import Output
 from synth.recipe import Recipe
 from synth.recipes.best_of_n import BestOfN
 
 __all__ = ["Synthesize"]
 
-FILES: dict[type[Record], str] = {
-    Pair: "pairs.jsonl",
-    Group: "groups.jsonl",
-    Triplet: "triplets.jsonl",
-    Prompt: "instructions.jsonl",
-    Score: "scores.jsonl",
-    Comparison: "comparisons.jsonl",
-}
-"""Where records go."""
+Judge = Callable[[Pair], Dropped | None]
 
 
 class Synthesize(Job):
@@ -56,6 +58,8 @@ class Synthesize(Job):
     """What runs the model."""
     adapter: str | None = None
     """Folder of a PEFT adapter on the model (for `openai_api`: its name on the server)."""
+    price: Price | None = None
+    """What the model costs, for an estimate."""
     roles: dict[str, Speaker] = {}
     """Other models of the recipe and the scorer, by role; the main one stands in for those that are not given."""
     recipe: Recipe = BestOfN()
@@ -66,6 +70,15 @@ class Synthesize(Job):
     """What a pair must pass, in this order."""
     seed: int = 0
     """Of all draws; each prompt derives its own."""
+    target_pairs: int | None = Field(default=None, ge=1)
+    """Stop with exactly so many pairs that passed, or of what else the recipe is for."""
+    max_tokens_total: int | None = Field(default=None, ge=1)
+    """Stop once so many tokens, sent and generated, went into what is written."""
+    max_seconds: float | None = Field(default=None, gt=0)
+    """Ask nothing more after so many seconds of work, those before an interruption included."""
+
+    _num_probes: int = PrivateAttr(default=0)
+    """Prompts of an estimate; 0 is a run."""
 
     def check(self) -> None:
         """Compare what is asked with what the engines give, and the roles with those that there are."""
@@ -82,62 +95,95 @@ class Synthesize(Job):
 
     def work(self, run: Run) -> None:
         """Hold a dialogue about each prompt; filter and write what comes of it."""
+        if self._num_probes:
+            raise Probed(self._probe(run))
         run.facts["seeds"] = {"seed": self.seed}
-        for name in ("prompts.jsonl", "exchanges.jsonl", "scores.jsonl", "dropped.jsonl", "refused.jsonl"):
-            run.open_output(name)
-        run.open_output(FILES[self.recipe.makes])
-        judges = [item.open() for item in self.filters if isinstance(item, LocalFilter) and item.remembers]
-        main = Speaker(model=self.model, engine=self.engine, adapter=self.adapter)
+        budget = Budget(run, pairs=self.target_pairs, tokens=self.max_tokens_total, seconds=self.max_seconds)
+        intake = Intake(run, iter(self.task.prompts("train")))
+        output = Output(run, self.recipe.makes, self.filters, budget)
         outcomes = converse(
             run,
-            {"": main} | self.roles,
-            self._unique(run),
-            self._hold,
+            self._speakers,
+            intake.begin(budget.may_begin),
+            self._open(),
             seed=self.seed,
             total=self.task.size("train"),
+            deadline=budget.deadline,
         )
-        counts: Counter[str] = Counter()
-        for outcome in outcomes:
-            self._write(run, outcome, judges, counts)
+        with closing(outcomes):
+            for outcome in outcomes:
+                output.write(outcome)
+                intake.end(outcome.prompt)
+                budget.end_prompt()
+                if budget.reached:
+                    break
+        intake.drop_rest(budget.reached)
         refuse_none(run.counts["prompts"], run.dropped, where="task")
-        run.counts |= {"failed": counts["failed"]} if counts["failed"] else {}
-        run.counts |= {"completions": counts["completions"], "pairs": counts["Pair"], "kept": counts["kept"]}
-        run.tokens |= {"prompt": counts["prompt_tokens"], "generated": counts["tokens"]}
-        made = {FILES[kind].removesuffix(".jsonl"): counts[kind.__name__] for kind in (Pair, Group, Triplet, Prompt)}
-        run.figures |= {"pairs": counts["Pair"]} | {name: count for name, count in made.items() if count}
-        for name, count in counts.items():
-            if name.startswith("scores by "):
-                scorer = name.removeprefix("scores by ")
-                run.figures[f"mean {scorer}"] = round(counts[f"sum of {scorer}"] / 1e6 / count, 4)
+        output.conclude()
+        budget.conclude()
 
-    def _unique(self, run: Run) -> Iterator[Prompt]:
-        """Yield each prompt once, keeping it in prompts.jsonl; the ids seen lie in a temporary table, not in memory."""
-        seen = run.store.open_set("prompts")
-        run.counts |= {"read": 0, "prompts": 0}
-        for item in run.sift(self.task.prompts("train")):
-            if not seen(item.id):
-                run.drop(Dropped(id=item.id, stage="read", reason="duplicate prompt"))
-            else:
-                run.counts["prompts"] += 1
-                run.write("prompts.jsonl", item)
-                yield item
+    def estimate(
+        self, folder: Path | str | None = None, *, label: str | None = None, num_prompts: int = 32, quiet: bool = False
+    ) -> Estimate:
+        """Ask about a few prompts in the run's folder, and say what all would take. Raises RunError where it is done."""
+        job = self.model_copy()
+        job._num_probes = num_prompts
+        try:
+            done = job.run(folder, label=label, quiet=quiet)
+        except Probed as probed:
+            return probed.estimate
+        raise RunError(
+            str(done.folder), given="a finished run", allowed="one to be run", do="See `counterfoil show FOLDER`."
+        )
 
-    def _hold(self, prompt: Prompt) -> Steps[Sequence[Record]]:
+    def _probe(self, run: Run) -> Estimate:
+        size = self.task.size("train")
+        prompts = spread(self.task.prompts("train"), size, self._num_probes)
+        probe, started, num_fresh = Probe(), time.monotonic(), 0
+        for outcome in converse(
+            run, self._speakers, prompts, self._open(), seed=self.seed, total=self._num_probes, stage="estimate"
+        ):
+            probe.add(outcome, self.recipe.makes)
+            num_fresh += outcome.is_fresh
+        if num_fresh:
+            opening_s = run.facts["opening_s"]
+            times = [(time.monotonic() - started - opening_s) / num_fresh, opening_s]
+            run.store.put("estimate", "times", json.dumps(times))
+        refuse_none(probe.num_prompts, run.dropped, where="task")
+        probe.seconds_each, probe.opening_s = json.loads(run.store.get("estimate", "times") or "[null, 0]")
+        return Estimate.make(
+            probe,
+            size or probe.num_prompts,
+            self._speakers,
+            pairs=self.target_pairs,
+            tokens=self.max_tokens_total,
+            seconds=self.max_seconds,
+        )
+
+    @property
+    def _speakers(self) -> Mapping[str, Speaker]:
+        main = Speaker(model=self.model, engine=self.engine, adapter=self.adapter, price=self.price)
+        return {"": main} | self.roles
+
+    def _open(self) -> Callable[[Prompt], Steps[Sequence[Record]]]:
+        """Open the filters that judge a pair by itself, before anything is asked; return what holds a dialogue."""
+        judges = [
+            item.open() if isinstance(item, LocalFilter) and not item.remembers else _keep for item in self.filters
+        ]
+        return partial(self._hold, judges)
+
+    def _hold(self, judges: Sequence[Judge], prompt: Prompt) -> Steps[Sequence[Record]]:
         """Hold a prompt's dialogue: what its recipe makes, less what a filter that remembers nothing refuses."""
         made = yield from self.recipe.make(prompt, self._scorer)
         kept: list[Record] = []
         for record in made:
-            found = (yield from self._sift(prompt, record)) if isinstance(record, Pair) else None
+            found = (yield from self._sift(judges, prompt, record)) if isinstance(record, Pair) else None
             kept.append(found or record)
         return kept
 
-    def _sift(self, prompt: Prompt, pair: Pair) -> Steps[Dropped | None]:
-        for item in self.filters:
-            found = None
-            if isinstance(item, AskingFilter):
-                found = yield from item.judge_pair(prompt, pair)
-            elif isinstance(item, LocalFilter) and not item.remembers:
-                found = item.open()(pair)
+    def _sift(self, judges: Sequence[Judge], prompt: Prompt, pair: Pair) -> Steps[Dropped | None]:
+        for item, judge in zip(self.filters, judges, strict=True):
+            found = (yield from item.judge_pair(prompt, pair)) if isinstance(item, AskingFilter) else judge(pair)
             if found is not None:
                 return found
         return None
@@ -146,32 +192,6 @@ class Synthesize(Job):
     def _scorer(self) -> Scorer:
         return self.scorer or self.task.scorer()
 
-    def _write(
-        self, run: Run, outcome: Outcome, judges: list[Callable[[Pair], Dropped | None]], counts: Counter[str]
-    ) -> None:
-        for exchange in outcome.exchanges:
-            run.write("exchanges.jsonl", exchange)
-            counts["completions"] += len(exchange.completions)
-            counts["tokens"] += sum(item.num_tokens for item in exchange.completions)
-            counts["prompt_tokens"] += max((item.num_prompt_tokens for item in exchange.completions), default=0)
-        made, why = 0, outcome.dropped
-        for record in outcome.records:
-            found = record if isinstance(record, Dropped) else None
-            if isinstance(record, Pair):
-                found = next((no for judge in judges if (no := judge(record))), None)
-            if found is not None:
-                why = why or found
-                run.write("refused.jsonl", found)
-                continue
-            run.write(FILES[type(record)], record)
-            counts[type(record).__name__] += 1
-            if isinstance(record, Score):
-                counts[f"scores by {record.scorer}"] += 1
-                counts[f"sum of {record.scorer}"] += round(record.value * 1e6)
-            made += isinstance(record, self.recipe.makes)
-        if made:
-            counts["kept"] += 1
-        else:
-            assert why is not None, "a recipe made nothing and gave no reason"
-            counts["failed"] += why.stage == "generate"
-            run.drop(why.model_copy(update={"id": outcome.prompt.id}))
+
+def _keep(pair: Pair) -> None:
+    """Keep a pair: it is judged elsewhere."""

@@ -113,3 +113,55 @@ def test_the_file_grows_over_resumes(tmp_path: Path) -> None:
             stage.advance()
         progress.close()
     assert len(read(tmp_path / "progress.jsonl")) == 4
+
+
+def test_counts_are_told_beside_the_stage(tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the line, in the file; what they are is asked each time."""
+    progress, counts = Progress(tmp_path / "progress.jsonl", label="small"), {"kept": 0}
+    progress.counts = lambda: counts
+    with progress.stage("generate", total=20) as stage:
+        for at in range(20):
+            clock.now += 1
+            stage.advance()
+            counts["kept" if at % 2 else "contrast: margin too small"] = at
+    progress.close()
+    assert capsys.readouterr().err.splitlines()[0] == (
+        "small  generate: 10/20, 10s left, kept 7, contrast: margin too small 8"
+    )
+    assert read(tmp_path / "progress.jsonl")[10]["counts"] == {"kept": 9, "contrast: margin too small": 8}
+
+
+def test_what_is_likely_to_end_early_is_soon_done(tmp_path: Path, clock: Clock) -> None:
+    """Of 1000 some 40 are expected to be needed: after 10 s and 10, 30 s are left."""
+    progress = Progress(tmp_path / "progress.jsonl", label="small", quiet=True)
+    with progress.stage("generate", total=1000) as stage:
+        for _ in range(10):
+            clock.now += 1
+            progress.expect(40.0)
+            stage.advance()
+    progress.close()
+    assert read(tmp_path / "progress.jsonl")[9]["left_s"] == 30.0
+
+
+def test_a_resume_that_finds_parts_done_on_its_way_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(None, label="x").stage("generate", total=6) as stage:
+        for _ in range(3):
+            stage.skip()
+            stage.advance()
+    assert capsys.readouterr().err.splitlines() == ["x  generate: goes on at 1 of 6", "x  generate: 6 done in 0s"]
+
+
+def test_on_a_terminal_the_counts_are_rows_under_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a model may have written is shown as it is, no markup."""
+    from rich.console import Console
+
+    board = module._make_live(lambda: {"kept": 12345, "[red]reason[/]": 3})
+    board.add_task("small generate", total=10, completed=4, facts="2s left  tokens/s 70")
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(board.get_renderable())
+    shown = [" ".join(line.split()) for line in capture.get().splitlines()]
+    assert shown[0].startswith("small generate")
+    assert "4/10" in shown[0]
+    assert shown[0].endswith("2s left tokens/s 70")
+    assert shown[1:] == ["12,345 kept", "3 [red]reason[/]"]

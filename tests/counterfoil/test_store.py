@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from counterfoil import store as module
 from counterfoil.errors import RunError
 from counterfoil.store import Store
 
@@ -44,6 +45,32 @@ def test_what_is_put_survives_a_kill_at_once(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -9
     store = Store(path)
     assert store.get("answer", "a") == "kept"
+    store.close()
+
+
+def test_what_is_a_second_old_survives_a_loss_of_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file alone, without the log of what is yet to be written into it, has all but the last second."""
+    store = Store(tmp_path / "state.sqlite")
+    store.put("answer", "a", "1")
+    monkeypatch.setattr(module, "SYNC_EVERY_S", 60.0)
+    store._next_sync = 0.0
+    store.put("answer", "b", "2")
+    store.put("answer", "c", "3")
+    (tmp_path / "left.sqlite").write_bytes((tmp_path / "state.sqlite").read_bytes())
+    store.close()
+    left = Store(tmp_path / "left.sqlite")
+    assert list(left.items("answer")) == [("a", "1"), ("b", "2")]
+    left.close()
+
+
+def test_a_reading_under_way_does_not_hinder_a_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SYNC_EVERY_S", 0.0)
+    store = Store(tmp_path / "state.sqlite")
+    for key in "abc":
+        store.put("answer", key, "1")
+    for key, value in store.items("answer"):
+        store.put("copy", key, value)
+    assert store.count("copy") == 3
     store.close()
 
 

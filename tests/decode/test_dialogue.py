@@ -106,13 +106,13 @@ def test_outcomes_come_in_order_with_all_that_was_said(tmp_path: Path) -> None:
 
 
 def test_two_models_work_at_the_same_time(tmp_path: Path) -> None:
-    """64 drafts of 0.1 s, 8 at a time, are 0.8 s; 128 verdicts of 0.05 s as well: one after the other would be 1.6 s."""
+    """64 drafts of 0.2 s, 8 at a time, are 1.6 s; 128 verdicts of 0.1 s as well: one after the other would be 3.2 s."""
     started = time.monotonic()
     hold(
         tmp_path, 64,
-        main=Scripted(latency_s=0.1, max_in_flight=8), judge=Scripted(latency_s=0.05, max_in_flight=8),
+        main=Scripted(latency_s=0.2, max_in_flight=8), judge=Scripted(latency_s=0.1, max_in_flight=8),
     )  # fmt: skip
-    assert time.monotonic() - started < 1.35
+    assert time.monotonic() - started < 2.7
 
 
 def test_the_slowest_holds_nobody(tmp_path: Path) -> None:
@@ -147,6 +147,46 @@ def test_prompts_are_read_as_they_are_answered(tmp_path: Path, monkeypatch: pyte
         assert len(list(islice(outcomes, 10))) == 10
         outcomes.close()
     assert begun <= 10 + 2 * 16
+
+
+def test_none_among_the_prompts_holds_the_next_back(tmp_path: Path) -> None:
+    """Never more than three under way: a fourth begins when an outcome was taken."""
+    under_way, most = 0, 0
+
+    def held() -> Iterator[Prompt | None]:
+        nonlocal under_way, most
+        for prompt in prompts(20):
+            while under_way == 3:
+                yield None
+            under_way += 1
+            most = max(most, under_way)
+            yield prompt
+
+    with open_run(tmp_path) as run:
+        speakers = {"": Speaker(model="m", engine=Scripted(max_in_flight=8, latency_s=0.002))}
+        found: list[Outcome] = []
+        for outcome in converse(run, speakers, held(), two_rounds, seed=0):
+            found.append(outcome)
+            under_way -= 1
+    assert [item.prompt.id for item in found] == [item.id for item in prompts(20)]
+    assert most == 3
+
+
+def test_from_the_deadline_on_nothing_is_asked(tmp_path: Path) -> None:
+    """Ten were answered before: they go on. The others are dropped, those in flight too, and nobody waits 30 s for them."""
+    log = tmp_path / "log"
+    hold(tmp_path / "run", 10, main=Noted(log=log))
+    with open_run(tmp_path / "run") as run:
+        speakers = {"": Speaker(model="m", engine=Noted(log=log, latency_s=30, max_in_flight=4))}
+        deadline = time.monotonic() + 0.2
+        found = list(converse(run, speakers, iter(prompts(50)), two_rounds, seed=0, deadline=deadline))
+    assert time.monotonic() < deadline + 5
+    assert [item.prompt.id for item in found] == [item.id for item in prompts(50)]
+    assert [item.dropped is None for item in found] == [True] * 10 + [False] * 40
+    assert {(item.dropped.stage, item.dropped.reason) for item in found if item.dropped} == {
+        ("budget", "max_seconds reached")
+    }
+    assert len(read_asked(log)) == 30 + 4
 
 
 def test_a_failed_request_ends_its_dialogue_alone(tmp_path: Path) -> None:
