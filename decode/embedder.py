@@ -20,6 +20,8 @@ class Embedder(Choice):
     """A choice of embedder; light until `open()`."""
 
     FOLDER: ClassVar[str] = "decode.embedders"
+    INCIDENTAL: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+    """Fields that change no vector."""
 
     model: str = "minilm"
     """A name, a folder or a hub id."""
@@ -34,5 +36,5 @@ class Embedder(Choice):
 
     def identify(self) -> str:
         """Hash whatever decides about vectors."""
-        settings = {key: value for key, value in dump(self).items() if key != "batch_size"}
+        settings = {key: value for key, value in dump(self).items() if key not in self.INCIDENTAL}
         return content_id(settings, fingerprint_model(find_model(self.model)))

@@ -20,11 +20,13 @@ class SentenceTransformers(Embedder):
         """Load the model."""
         try:
             from sentence_transformers import SentenceTransformer
+            from transformers.utils import logging
         except ImportError as error:
             allowed = "the package sentence-transformers"
             do = "uv pip install 'counterfoil[synth]'"
             raise EngineError("embedder", given=str(error), allowed=allowed, do=do) from error
         folder = find_model(self.model)
+        logging.disable_progress_bar()
         try:
             model: Any = SentenceTransformer(str(folder))
         except (OSError, ValueError) as error:
@@ -32,11 +34,14 @@ class SentenceTransformers(Embedder):
             raise InputError("embedder.model", given=str(error).splitlines()[0], allowed=allowed, do=do) from error
 
         def embed(texts: Sequence[str]) -> Any:
-            return model.encode(
+            import numpy as np
+
+            found = model.encode(
                 [self.prefix + text for text in texts],
                 batch_size=self.batch_size,
                 normalize_embeddings=True,
                 show_progress_bar=False,
             )
+            return np.asarray(found, dtype=np.float32)  # a model in half precision gives that
 
         return embed

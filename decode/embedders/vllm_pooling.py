@@ -4,7 +4,7 @@ Source: vLLM's pooling models (`runner="pooling"`), with the pooling that the mo
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -17,7 +17,9 @@ __all__ = ["VllmPooling"]
 
 
 class VllmPooling(Embedder):
-    """vLLM's scheduler makes the batches; what is too long is cut off at `max_tokens`."""
+    """vLLM's scheduler makes the batches, of `batch_size` texts at most; what is too long is cut off at `max_tokens`."""
+
+    INCIDENTAL: ClassVar[frozenset[str]] = frozenset({"batch_size", "memory_gib"})
 
     max_tokens: int | None = Field(default=None, ge=1)
     """Tokens of a text that are read; None is the model's own limit."""
@@ -40,6 +42,7 @@ class VllmPooling(Embedder):
                 dtype="auto" if on_gpu else "float32",
                 enforce_eager=True,
                 max_model_len=self.max_tokens,
+                max_num_seqs=self.batch_size,
                 kv_cache_memory_bytes=int(self.memory_gib * 1024**3),
                 disable_log_stats=True,
             )
@@ -52,6 +55,8 @@ class VllmPooling(Embedder):
         def embed(texts: Sequence[str]) -> Any:
             import numpy as np
 
+            if not texts:  # vLLM refuses to be asked for nothing
+                return np.empty((0, 0), dtype=np.float32)
             outputs = engine.embed([self.prefix + text for text in texts], use_tqdm=False, tokenization_kwargs=cut)
             found = np.asarray([item.outputs.embedding for item in outputs], dtype=np.float32)
             return found / np.linalg.norm(found, axis=1, keepdims=True)

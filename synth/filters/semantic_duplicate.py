@@ -1,0 +1,51 @@
+"""Drop pairs whose prompt or chosen answer says what an earlier one's said, in other words.
+
+Source: Abbas et al. 2023 (SemDeDup, arXiv 2303.09540): of two texts whose embeddings have a cosine over a threshold one goes.
+Differences: (1) the earlier one stays, where the paper keeps the one furthest from its cluster's centre, which a stream does
+not know; (2) neighbours come from an index that grows (synth/retrieval.py), where the paper clusters first.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from counterfoil.records import Dropped, Pair
+from decode.embedder import Embedder
+from decode.embedders.sentence_transformers import SentenceTransformers
+from synth.filter import LocalFilter, drop
+from synth.retrieval import VectorIndex
+
+__all__ = ["SemanticDuplicate"]
+
+
+class SemanticDuplicate(LocalFilter):
+    """Remembers a vector a pair: some 1 KB for 384 dimensions."""
+
+    remembers: ClassVar[bool] = True
+
+    of: Literal["prompt", "chosen"] = "chosen"
+    """What is compared: the last message of either."""
+    similarity: float = Field(default=0.9, gt=0, le=1)
+    """Cosine from which one repeats the other."""
+    embedder: Embedder = SentenceTransformers()
+    """What makes vectors."""
+
+    def open(self) -> Callable[[Pair], Dropped | None]:
+        """Load the embedder. Raises EngineError without a library."""
+        embed = self.embedder.open()
+        index = VectorIndex(embed(["any"]).shape[1])
+
+        def judge(pair: Pair) -> Dropped | None:
+            # Several pairs of one prompt do not repeat it.
+            side, name = (pair.prompt, pair.prompt_id) if self.of == "prompt" else (pair.chosen, pair.id)
+            vector = embed([side[-1]["content"]])
+            for hit in index.search(vector, 1)[0]:
+                if hit.cosine >= self.similarity and hit.id != name:
+                    detail = f"cosine {hit.cosine:.3f} with {hit.id}"
+                    return drop(pair, "semantic_duplicate", f"the {self.of} says what an earlier one said", detail)
+            if name not in index:
+                index.add([name], vector)
+            return None
+
+        return judge
