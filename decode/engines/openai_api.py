@@ -4,7 +4,6 @@ What goes beyond the protocol is vLLM's: `/tokenize`, `return_token_ids`, token 
 server without them still answers; what it cannot give then fails by name, request by request.
 """
 
-import asyncio
 import difflib
 import math
 import os
@@ -50,15 +49,26 @@ class OpenaiApi(Engine):
     )
 
     INCIDENTAL: ClassVar[frozenset[str]] = frozenset(
-        {"api_key_env", "max_in_flight", "timeout_s", "retries", "backoff_s", "max_backoff_s", "deadline_s"}
+        {
+            "api_key_env",
+            "max_in_flight",
+            "adaptive",
+            "timeout_s",
+            "retries",
+            "backoff_s",
+            "max_backoff_s",
+            "deadline_s",
+        }
     )
 
     base_url: str = "http://127.0.0.1:8000/v1"
     """Address up to and with `/v1`."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key. The key itself is read for each request and kept nowhere."""
-    max_in_flight: int = Field(default=64, ge=1)
-    """Requests that the server has at a time."""
+    max_in_flight: int = Field(default=256, ge=1)
+    """Requests that the server has at a time, at most: for a fleet, some 64 for each of its servers."""
+    adaptive: bool = True
+    """Begin with 16 at a time and find out how many the server takes; false keeps `max_in_flight` there throughout."""
     timeout_s: float = Field(default=120, gt=0)
     """For one try, from connecting to the last byte."""
     retries: int = Field(default=6, ge=0)
@@ -68,7 +78,7 @@ class OpenaiApi(Engine):
     max_backoff_s: float = Field(default=30, ge=0)
     """Where the doubling stops."""
     deadline_s: float = Field(default=600, gt=0)
-    """For all tries and waits of a request together; then it fails."""
+    """For all tries of a request and the waits between them; then it fails. Its wait for its turn is left out."""
 
     @field_validator("base_url")
     @classmethod
@@ -101,7 +111,11 @@ class OpenaiApi(Engine):
             deadline_s=self.deadline_s,
         )
         client = HttpClient(
-            self.base_url, api_key_env=self.api_key_env, patience=patience, max_in_flight=self.max_in_flight
+            self.base_url,
+            api_key_env=self.api_key_env,
+            patience=patience,
+            max_in_flight=self.max_in_flight,
+            adaptive=self.adaptive,
         )
         try:
             owners = self._list_models(client, patience)
@@ -168,7 +182,6 @@ class OpenaiSession(Session):
     def __init__(self, engine: OpenaiApi, model: str, client: HttpClient, *, is_vllm: bool) -> None:
         self._model, self._client, self._is_vllm = model, client, is_vllm
         self._root = engine.base_url.removesuffix("/v1")
-        self._deadline_s = engine.deadline_s
         self._wants_ids = True
         self._tokenizes: bool | None = None
 
@@ -218,10 +231,7 @@ class OpenaiSession(Session):
     async def _catch(self, work: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT | str:
         """Return what `work` returns or, as a sentence, why it failed: one request never hurts another."""
         try:
-            async with asyncio.timeout(self._deadline_s):  # over all that a request asks for
-                return await work()
-        except TimeoutError:
-            return f"no answer within deadline_s={self._deadline_s:g}"
+            return await work()
         except HttpError as failure:
             return str(failure)
         except Exception as error:

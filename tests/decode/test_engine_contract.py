@@ -1,4 +1,4 @@
-"""One contract for every engine: the same tests run on scripted, hf, vLLM in process and a real vLLM server."""
+"""One contract for every engine: the same tests run on scripted, hf, vLLM in process, a real vLLM server, and over Ray."""
 
 import json
 import math
@@ -15,6 +15,7 @@ from decode.chat import load_tokenizer
 from decode.engine import Given, GivenLogprobs, Request, Result, Sampling, Session
 from decode.engines.hf import Hf, HfSession
 from decode.engines.openai_api import OpenaiApi
+from decode.engines.ray import Ray
 from decode.engines.scripted import Scripted
 from eval.tasks.constraints import Constraints
 
@@ -23,12 +24,24 @@ pytestmark = pytest.mark.slow
 DRAW = Sampling(temperature=1.0, max_new_tokens=12, seed=7)
 
 
-@pytest.fixture(params=["scripted", "hf", "vllm", "openai_api"])
+REPLIES = ("one two three, four five six", "red green{adapter} blue, black white", "so it goes, on and on")
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[Session]:
+    """Start a Ray of this machine with one replica, once; its answers take a moment, in which they can be cancelled."""
+    inner = Scripted(replies=REPLIES, fail_when="word word", latency_s=0.1)
+    with Ray(engine=inner, replicas=1).open("any") as session:
+        yield session
+
+
+@pytest.fixture(params=["scripted", "hf", "vllm", "openai_api", "ray"])
 def subject(request: pytest.FixtureRequest) -> Iterator[Session]:
     """Open each engine; the heavy ones are shared by the whole test session."""
     if request.param == "scripted":
-        replies = ("one two three, four five six", "red green{adapter} blue, black white", "so it goes, on and on")
-        yield Scripted(replies=replies, fail_when="word word").open("any")
+        yield Scripted(replies=REPLIES, fail_when="word word").open("any")
+    elif request.param == "ray":
+        yield request.getfixturevalue("ray_session")
     elif request.param == "hf":
         yield request.getfixturevalue("hf_session")
     elif request.param == "vllm":
