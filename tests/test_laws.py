@@ -15,12 +15,14 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import yaml
 
+from align.embedding_loss import EmbeddingLoss
 from align.objective import Objective
 from counterfoil.cli import main
 from counterfoil.config import Choice, Config, build, dump, find_class, list_configs, list_family
 from counterfoil.errors import ConfigError, CounterfoilError, EngineError, InputError, RunError
 from counterfoil.job import Job, Service, read_manifest
 from counterfoil.verbs import VERBS, load_config
+from decode.embedder import Embedder
 from decode.engine import Engine
 from decode.method import Method
 from eval.scorer import Scorer
@@ -32,7 +34,7 @@ from synth.synthesize import Synthesize
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("counterfoil", "decode", "eval", "synth", "align")
 FAMILIES: dict[str, type[Choice]] = {
-    cls.FOLDER: cls for cls in (Engine, Method, Scorer, Task, Recipe, Filter, Objective)
+    cls.FOLDER: cls for cls in (Engine, Method, Embedder, Scorer, Task, Recipe, Filter, Objective, EmbeddingLoss)
 }
 
 
@@ -292,7 +294,7 @@ def test_a_users_mistake_shows_no_traceback_unless_asked(capsys: pytest.CaptureF
     "path",
     [
         path
-        for path in sources("synth/recipes", "align/objectives", "decode/methods")
+        for path in sources("synth/recipes", "align/objectives", "align/embedding", "decode/methods")
         if path.name != "__init__.py"
     ],
     ids=lambda path: path.stem,

@@ -1,0 +1,1 @@
+"""The losses of embedders, one a file."""
