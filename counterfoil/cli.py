@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 __all__ = ["main"]
 
@@ -40,6 +41,9 @@ def _make_parser() -> argparse.ArgumentParser:
         sub.add_argument("--parent", type=int, help=argparse.SUPPRESS)
         sub.add_argument("--brief", action="store_true", help="do not print the closing table")
         sub.add_argument("--quiet", action="store_true", help="print no progress either")
+    verbs.choices["synth"].add_argument(
+        "--estimate", action="store_true", help="ask about a few prompts; print the tokens, time and money of all"
+    )
     serve = verbs.add_parser(
         "serve", help="answer over HTTP, with a method", description="Serve an OpenAI-compatible endpoint."
     )
@@ -52,6 +56,9 @@ def _make_parser() -> argparse.ArgumentParser:
     show.add_argument("overrides", nargs="*", metavar="key=value", help="change the config")
     show.add_argument(
         "--export", choices=["parquet", "hub-folder"], help="write a run's pairs as parquet (with a card)"
+    )
+    show.add_argument(
+        "--push", metavar="USER/NAME", help="send that folder to the Hugging Face hub, with your own token"
     )
     show.add_argument("--to", metavar="FOLDER", help="where the export goes (default: RUN/export)")
     runs = verbs.add_parser(
@@ -115,7 +122,7 @@ def _dispatch(options: argparse.Namespace) -> int:
     if options.verb == "show":
         from counterfoil.show import show
 
-        return show(options.what, options.overrides, export=options.export, to=options.to)
+        return show(options.what, options.overrides, export=options.export, to=options.to, push=options.push)
     if options.verb == "runs":
         from counterfoil.show import list_runs
 
@@ -136,12 +143,31 @@ def _run_job(options: argparse.Namespace) -> int:
 
     job, used = load_job(options.verb, options.config, options.overrides)
     label = options.label or Path(options.config).stem
+    if "estimate" in options and options.estimate:
+        _estimate(job, options, label)
+        return 0
     finished = job.run(options.to, label=label, overrides=tuple(used), quiet=options.quiet)
     if not finished.fresh:
         print(f"{label}: done already, in {finished.folder}")
     if not options.brief and finished.manifest:  # one that only helped another process has none
         print_run(finished.folder, finished.manifest)
     return 0
+
+
+@runtime_checkable
+class _Estimable(Protocol):
+    """A job that can say beforehand what it would take."""
+
+    def estimate(self, folder: str | None, *, label: str, quiet: bool) -> Any:
+        """Find out; what is returned has a `show`."""
+
+
+def _estimate(job: object, options: argparse.Namespace, label: str) -> None:
+    from counterfoil.errors import ConfigError
+
+    if not isinstance(job, _Estimable):
+        raise ConfigError("--estimate", given="a job that asks no model", allowed="a synthesis", do="Leave it out.")
+    job.estimate(options.to, label=label, quiet=options.quiet).show()
 
 
 def _die_with(parent: int) -> None:

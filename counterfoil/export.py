@@ -1,122 +1,141 @@
-"""Exports of a finished run: parquet, and a folder as the Hugging Face hub takes it, with a data set card."""
+"""Exports of a finished run: parquet, and a folder as the Hugging Face hub takes it, with a data set card.
 
+Pairs (or completions) are the data set; groups, comparisons and triplets are further configs of it, where a run has them.
+What has no fixed shape (a prompt's reference, another prompt that an answer belongs to) is a column of JSON.
+"""
+
+import importlib
 import json
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
-import yaml
-
+from counterfoil.account import read_account
+from counterfoil.card import Table, write_card
 from counterfoil.errors import InputError
-from counterfoil.jsonl import open_atomic
+from counterfoil.jsonl import open_atomic, read_lines
+from counterfoil.records import Dropped
 
 __all__ = ["export_run"]
 
-CARD = """---
-{front}---
+BATCH = 5_000
+"""Rows that are converted together."""
 
-# {title}
+MESSAGES = [{"role": "string", "content": "string"}]
+SPANS = [{"start": "int64", "stop": "int64", "label": "string"}]
+ANSWER = {
+    "text": "string", "role": "string", "score": "float64", "is_cut": "bool", "token_ids": ["int64"], "spans": SPANS,
+    "final": "string", "prompt": "string",
+}  # fmt: skip
 
-{what}
 
-| | |
-|---|---|
-{facts}
+class _Kind(NamedTuple):
+    """A file of a run, the columns that it becomes, and what is done to a row before."""
 
-## Columns
+    file: str
+    columns: dict[str, Any]
+    """Column -> type by Arrow's name; a list of one is a list of such, a mapping a structure."""
+    change: Callable[[dict[str, Any]], dict[str, Any]] = lambda row: row
 
-{columns}
 
-## How it was made
+def _flatten_group(row: dict[str, Any]) -> dict[str, Any]:
+    """Make a group's prompt a chat, and JSON of what has no fixed shape."""
+    prompt = row["prompt"]
+    answers = [item | {"prompt": item.get("prompt") and _encode(item["prompt"])} for item in row["answers"]]
+    chat = [{"role": "text", "content": prompt}] if isinstance(prompt, str) else prompt
+    return row | {"prompt": chat, "answers": answers, "reference": _encode(row.get("reference", {}))}
 
-`counterfoil {version}`, config:
 
-```yaml
-{config}```
+def _encode(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
-Inputs: {inputs}
 
-## Licence
-
-{licence}
-"""
+KINDS = {
+    "pairs": _Kind(
+        "pairs.jsonl",
+        {"id": "string", "prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES}
+        | dict.fromkeys(("score_chosen", "score_rejected"), "float64")
+        | dict.fromkeys(("prompt_id", "chosen_id", "rejected_id", "recipe"), "string")
+        | {"cut": ["string"]},
+    ),
+    "completions": _Kind(
+        "completions.jsonl",
+        dict.fromkeys(("id", "prompt_id", "text", "finish_reason"), "string")
+        | dict.fromkeys(("index", "num_prompt_tokens", "num_tokens"), "int64")
+        | {"token_ids": ["int64"], "token_logprobs": ["float64"]},
+    ),
+    "triplets": _Kind(
+        "triplets.jsonl", dict.fromkeys(("id", "anchor", "positive", "negative", "prompt_id", "recipe"), "string")
+    ),
+    "groups": _Kind(
+        "groups.jsonl",
+        {"id": "string", "prompt": MESSAGES, "answers": [ANSWER], "reference": "string"},
+        _flatten_group,
+    ),
+    "comparisons": _Kind(
+        "comparisons.jsonl",
+        dict.fromkeys(("id", "prompt_id", "judge"), "string")
+        | {"completion_ids": ["string"], "chars": ["int64"]}
+        | {"forward": "string", "backward": "string", "preference": "float64"},
+    ),
+}
+"""Config of the data set -> where it comes from; of those that a run has, the first is the one that loads by default."""
 
 
 def export_run(folder: Path, manifest: dict[str, Any], *, kind: str, to: Path) -> Path:
-    """Write a run's pairs (or completions) as parquet; `hub-folder` adds the card. Return the folder written to.
+    """Write a run's records as parquet; return the folder written to.
 
-    Raises InputError where the run has no records.
+    `parquet` writes the main ones alone, `hub-folder` all, with the card. Raises InputError where the run has none.
     """
-    source = next((folder / name for name in ("pairs.jsonl", "completions.jsonl") if (folder / name).is_file()), None)
-    if source is None or source.stat().st_size == 0:
+    found = [name for name, item in KINDS.items() if _has_records(folder / item.file)]
+    if not found:
         raise InputError(
             str(folder),
-            given="a run without pairs or completions",
+            given="a run without pairs, triplets, groups or completions",
             allowed="a synth or decode run",
             do="Export another.",
         )
-    from datasets import Dataset  # pyright: ignore[reportMissingTypeStubs]
-
-    rows: Any = Dataset.from_json(str(source), cache_dir=str(to / ".cache"))  # pyright: ignore[reportUnknownMemberType]
-    data = to / "data" if kind == "hub-folder" else to
-    data.mkdir(parents=True, exist_ok=True)
-    partial = data / ".train.partial"
-    rows.to_parquet(str(partial))
-    partial.replace(data / "train-00000-of-00001.parquet")
-    if kind == "hub-folder":
-        with open_atomic(to / "README.md") as stream:
-            stream.write(_write_card(manifest, source.stem, rows))
-    _remove(to / ".cache")
+    if kind == "parquet":
+        _write_table(folder, KINDS[found[0]], to)
+        return to
+    tables = {name: _write_table(folder, KINDS[name], to / (name if at else "data")) for at, name in enumerate(found)}
+    with open_atomic(to / "README.md") as stream:
+        stream.write(write_card(manifest, tables, read_account(folder)))
     return to
 
 
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
+def _has_records(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
 
 
-def _write_card(manifest: dict[str, Any], kind: str, rows: Any) -> str:
-    front = {
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
-        "license": "other",
-        "license_name": "see-card",
-        "size_categories": [_size_category(len(rows))],
-        "tags": ["synthetic", "counterfoil"] + (["preference", "dpo"] if kind == "pairs" else []),
-    }
-    config = manifest["config"]
-    facts = {
-        "rows": len(rows),
-        "model": config.get("model"),
-        "model fingerprint": manifest.get("model"),
-        "counts": json.dumps(manifest["counts"]),
-        "tokens": json.dumps(manifest["tokens"]),
-        "seeds": json.dumps(manifest.get("seeds", {})),
-        "made": manifest["started"],
-        "versions": ", ".join(f"{key} {value}" for key, value in manifest["versions"].items()),
-    }
-    what = {
-        "pairs": "Preference pairs in TRL's conversational format, made by a model from prompts and judged by a scorer.",
-        "completions": "Completions of prompts by a model.",
-    }[kind]
-    return CARD.format(
-        front=yaml.safe_dump(front, sort_keys=False),
-        title=f"{kind.capitalize()} by counterfoil",
-        what=what,
-        facts="\n".join(f"| {key} | {_cell(value)} |" for key, value in facts.items()),
-        columns="\n".join(f"- `{name}`: {feature}" for name, feature in rows.features.items()),
-        version=manifest["versions"].get("counterfoil", ""),
-        config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
-        inputs=_cell(json.dumps({key: fact.get("sha256") for key, fact in manifest["inputs"].items()}) or "none"),
-        licence="The prompts' and the model's licences apply to what was made from them; state yours here before you share.",
-    )
+def _write_table(folder: Path, kind: _Kind, to: Path) -> Table:
+    arrow: Any = importlib.import_module("pyarrow")  # it has no types
+    parquet: Any = importlib.import_module("pyarrow.parquet")
+    schema = arrow.schema([(name, _make_type(arrow, item)) for name, item in kind.columns.items()])
+    to.mkdir(parents=True, exist_ok=True)
+    partial = to / ".train.partial"
+    rows, num_rows = _read_rows(folder / kind.file), 0
+    with parquet.ParquetWriter(partial, schema) as writer:
+        while batch := [kind.change(row) for row in islice(rows, BATCH)]:
+            writer.write_table(arrow.Table.from_pylist(batch, schema))
+            num_rows += len(batch)
+    partial.replace(to / "train-00000-of-00001.parquet")
+    return Table(to.name, num_rows, {field.name: str(field.type) for field in schema})
 
 
-def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    for row in read_lines(path, where="export"):
+        if isinstance(row, Dropped):
+            given = f"{row.reason}, {row.detail}"
+            raise InputError(str(path), given=given, allowed="what a run wrote", do="Mend the line, or run again.")
+        yield row
 
 
-def _size_category(count: int) -> str:
-    for bound, name in ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")):
-        if count < bound:
-            return name
-    return "n>1M"
+def _make_type(arrow: Any, item: Any) -> Any:
+    if isinstance(item, list):
+        return arrow.list_(_make_type(arrow, item[0]))
+    if isinstance(item, dict):
+        inside = cast("dict[str, Any]", item)
+        return arrow.struct([(name, _make_type(arrow, inner)) for name, inner in inside.items()])
+    return arrow.type_for_alias(item)

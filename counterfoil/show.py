@@ -20,15 +20,24 @@ from counterfoil.verbs import VERBS, load_config
 __all__ = ["list_runs", "print_run", "show"]
 
 
-def show(what: str, overrides: Sequence[str], *, export: str | None, to: str | None) -> int:
-    """Print a finished run (or export it), else the resolved config of that name."""
+def show(what: str, overrides: Sequence[str], *, export: str | None, to: str | None, push: str | None) -> int:
+    """Print a finished run (or export it, or push the export to the hub), else the resolved config of that name."""
     folder = Path(what)
     manifest = read_manifest(folder) if folder.is_dir() else None
+    if push and export == "parquet":
+        allowed, do = "--export hub-folder, or none", "Leave --export out: --push exports what the hub takes."
+        raise ConfigError("--push", given="--export parquet", allowed=allowed, do=do)
     if manifest is not None:
-        if export:
+        if export or push:
             from counterfoil.export import export_run
 
-            print(export_run(folder, manifest, kind=export, to=Path(to) if to else folder / "export"))  # noqa: T201
+            kind = export or "hub-folder"
+            written = export_run(folder, manifest, kind=kind, to=Path(to) if to else folder / "export")
+            print(written)  # noqa: T201
+            if push:
+                from counterfoil.push import push_folder
+
+                print(push_folder(written, push))  # noqa: T201
         else:
             print_run(folder, manifest)
         return 0
@@ -37,7 +46,7 @@ def show(what: str, overrides: Sequence[str], *, export: str | None, to: str | N
         raise InputError(
             what, given="a folder without manifest.json", allowed=allowed, do="Let the run end, or fix it."
         )
-    if export:
+    if export or push:
         raise InputError(
             what, given="no run to export", allowed="a finished run's folder", do="See `counterfoil runs`."
         )
@@ -98,6 +107,8 @@ def print_run(folder: Path, manifest: dict[str, Any]) -> None:
             table.add_row(escape(key.replace("_", " ")), escape(_format(value)))
     if (folder / "report.html").is_file():
         table.add_row("report", escape(str(folder / "report.html")))
+    elif manifest["job"] == "synthesize":
+        table.add_row("to see it", escape(f"counterfoil eval synthesis parts={folder}"))
     console.print(table)
 
 

@@ -4,7 +4,8 @@ Its texts come from models and are never trusted: Jinja escapes them, the page's
 by their hashes and no network, the script writes by `textContent` only, and control and bidirectional-override
 characters are spelled out. What is missing or broken becomes a note. The same folders give the same bytes.
 
-    synthesize   pairs.jsonl                    what was kept and dropped, margins, lengths, a browser of the pairs
+    synthesize   all that it left               what stopped, scores, lengths, judges, repeats, topics, costs, a browser of
+                                                the pairs with all that was sent and came back (report_synth.py)
     train        metrics.jsonl                  loss, margins, accuracies, how far the log-probabilities moved
     evaluate     summary.json, results.jsonl    the scores with intervals, by kind, examples before and after
 """
@@ -13,8 +14,8 @@ import base64
 import hashlib
 import json
 import math
-import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -24,8 +25,9 @@ from pydantic import Field, field_validator
 
 from counterfoil.errors import InputError
 from counterfoil.job import Job, Run, read_manifest
-from counterfoil.jsonl import read_jsonl, read_lines
-from counterfoil.records import Dropped, Message, Pair
+from counterfoil.jsonl import read_lines
+from counterfoil.records import Dropped
+from decode.embedder import Embedder
 from eval.report_plots import (
     AFTER,
     BEFORE,
@@ -33,18 +35,15 @@ from eval.report_plots import (
     clean,
     format_number,
     plot_bars,
-    plot_histogram,
     plot_intervals,
     plot_lines,
     to_dict,
     to_float,
 )
+from eval.report_synth import read_synthesis
 
 __all__ = ["Report", "render_report"]
 
-MAX_PAIRS = 5_000
-"""Pairs that a page holds: some 10 MB, which a browser still searches while one types."""
-MAX_BARS = 30
 HEADLINE = ("pass_rate_base", "pass_rate_adapter", "pass_rate_difference")
 
 DISPLACEMENT = (
@@ -60,23 +59,40 @@ CURVES = (
 """Title, caption and the keys in metrics.jsonl by the curve's name; curves with names are shown as changes."""
 
 RowT = TypeVar("RowT")
+Reader = Callable[[Path, dict[str, Any], list[str]], dict[str, Any]]
+"""A job's folder, manifest and notes to what the template shows of it."""
 
 
-def render_report(parts: Mapping[str, Path], *, title: str) -> str:
+def render_report(
+    parts: Mapping[str, Path],
+    *,
+    title: str,
+    max_pairs: int = 100_000,
+    max_dialogue_mb: int = 200,
+    embedder: Embedder | None = None,
+) -> str:
     """Render the page as one string of HTML.
 
     Args:
         parts: The folders of the jobs by name, in the order in which to show them; each holds a manifest.json. A folder
             that is missing, or a job of an unknown kind, is shown as far as it goes.
         title: The page's heading.
+        max_pairs: Report.max_pairs.
+        max_dialogue_mb: Report.max_dialogue_mb.
+        embedder: Report.embedder.
     """
+    synthesis = partial(read_synthesis, max_pairs=max_pairs, max_dialogue_mb=max_dialogue_mb, embedder=embedder)
+    readers = {"synthesize": synthesis, "train": _read_train, "evaluate": _read_evaluate}
+    sections = [_read_section(name, folder, readers) for name, folder in parts.items()]
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True, finalize=clean
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
     environment.filters.update(csp_hash=_hash_source, number=format_number, yaml=_dump_yaml)
-    template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
-    return template.render(title=title, sections=[_read_section(name, folder) for name, folder in parts.items()])
+    page, style, script = (
+        Path(__file__).with_name(f"report.{end}").read_text(encoding="utf-8") for end in ("html.j2", "css", "js")
+    )
+    return environment.from_string(page).render(title=title, style=style, script=script, sections=sections)
 
 
 def _hash_source(text: str) -> str:
@@ -89,12 +105,6 @@ def _dump_yaml(value: Any) -> str:
 
 def _to_dicts(value: Any) -> list[dict[str, Any]]:
     return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
-
-
-def _join_messages(messages: Sequence[Message]) -> str:
-    if len(messages) == 1:
-        return messages[0]["content"]
-    return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in messages)
 
 
 def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
@@ -124,49 +134,16 @@ def _collect(rows: Iterator[RowT | Dropped], name: str, notes: list[str]) -> lis
     return kept
 
 
-def _read_section(name: str, folder: Path) -> dict[str, Any]:
+def _read_section(name: str, folder: Path, readers: Mapping[str, Reader]) -> dict[str, Any]:
     """Read what the template shows of one job."""
     notes: list[str] = []
     manifest = _read_json(folder / "manifest.json", notes)
     job = str(manifest.get("job", "unknown"))
     section = {"name": name, "job": job, "manifest": manifest, "notes": notes, "plots": []}
-    if job in READERS:
-        return section | READERS[job](folder, manifest, notes)
+    if job in readers:
+        return section | readers[job](folder, manifest, notes)
     notes.append(f"Nothing more is shown of a job of the kind {job!r}.")
     return section
-
-
-def _read_synthesize(folder: Path, manifest: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    pairs = _collect(read_jsonl(folder / "pairs.jsonl", Pair, where="report"), "pairs.jsonl", notes)
-    if len(pairs) > MAX_PAIRS:
-        notes.append(f"The page holds the first {MAX_PAIRS:,} of {len(pairs):,} pairs; pairs.jsonl holds them all.")
-    plots: list[Plot] = []
-    counts = to_dict(manifest.get("counts"))
-    dropped = sorted(to_dict(counts.get("dropped")).items(), key=lambda item: -to_float(item[1]))
-    if len(dropped) > MAX_BARS:
-        notes.append(f"Drawn are the {MAX_BARS} commonest of {len(dropped)} reasons; all are under How this was made.")
-    if dropped := dropped[:MAX_BARS]:
-        bars = {"kept": to_float(counts.get("kept"))} | {key: to_float(value) for key, value in dropped}
-        colors = [AFTER] + [BEFORE] * len(dropped)
-        caption = "Kept, and dropped by stage and reason: " + "; ".join(
-            f"{key} {format_number(value)}" for key, value in bars.items()
-        )
-        plots.append(plot_bars("Kept and dropped", caption, [*bars], {"": [*bars.values()]}, colors))
-    if pairs:
-        margins = {"": [to_float(pair.score_chosen - pair.score_rejected) for pair in pairs]}
-        caption = "Score of the chosen answer less that of the rejected one."
-        plots.append(plot_histogram("Margins", caption, margins, "margin"))
-        sides = {"chosen": [pair.chosen for pair in pairs], "rejected": [pair.rejected for pair in pairs]}
-        lengths = {name: [float(len(_join_messages(x).split())) for x in side] for name, side in sides.items()}
-        medians = ", ".join(f"{name} {statistics.median(values):.0f}" for name, values in lengths.items())
-        caption = f"Words an answer; medians: {medians}. Where they differ much, training also teaches length."
-        plots.append(plot_histogram("Lengths", caption, lengths, "words"))
-    blob = [
-        [*(clean(_join_messages(side)) for side in (pair.prompt, pair.chosen, pair.rejected)),
-         *(score if math.isfinite(score) else None for score in (pair.score_chosen, pair.score_rejected)), pair.id]
-        for pair in pairs[:MAX_PAIRS]
-    ]  # fmt: skip
-    return {"plots": plots, "pairs": blob}
 
 
 def _read_train(folder: Path, _: dict[str, Any], notes: list[str]) -> dict[str, Any]:
@@ -210,13 +187,6 @@ def _read_evaluate(folder: Path, _: dict[str, Any], notes: list[str]) -> dict[st
     return data | {"examples": examples}
 
 
-READERS: Mapping[str, Callable[[Path, dict[str, Any], list[str]], dict[str, Any]]] = {
-    "synthesize": _read_synthesize,
-    "train": _read_train,
-    "evaluate": _read_evaluate,
-}
-
-
 class Report(Job):
     """Write report.html from the folders of finished jobs, in the order given."""
 
@@ -226,6 +196,12 @@ class Report(Job):
     """Folders of finished jobs; a folder's name is its section's."""
     title: str = "Counterfoil run"
     """The page's heading."""
+    max_pairs: int = Field(default=100_000, ge=1)
+    """Pairs of a synthesis that the page holds."""
+    max_dialogue_mb: int = Field(default=200, ge=0)
+    """Text of prompts sent and replies got that the page holds, in millions of characters."""
+    embedder: Embedder | None = None
+    """Maps what the prompts of a synthesis are about; None shows no map."""
 
     @field_validator("parts")
     @classmethod
@@ -259,7 +235,13 @@ class Report(Job):
     def work(self, run: Run) -> None:
         """Render the page; the pass rates of the last part that compares an adapter are the headline."""
         with run.progress.stage("report", total=1) as shown:
-            page = render_report({_name_part(folder): folder for folder in self.parts}, title=self.title)
+            page = render_report(
+                {_name_part(folder): folder for folder in self.parts},
+                title=self.title,
+                max_pairs=self.max_pairs,
+                max_dialogue_mb=self.max_dialogue_mb,
+                embedder=self.embedder,
+            )
             run.open_output("report.html").write(page)
             shown.advance()
         for folder in self.parts:

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from eval.stats import Interval
 
 __all__ = [
-    "AFTER", "BEFORE", "Plot", "clean", "format_number", "plot_bars", "plot_frontier", "plot_histogram", "plot_intervals",
-    "plot_lines", "to_dict", "to_float",
+    "AFTER", "BEFORE", "Plot", "clean", "format_number", "plot_bars", "plot_flow", "plot_frontier", "plot_histogram",
+    "plot_intervals", "plot_lines", "plot_map", "to_dict", "to_float",
 ]  # fmt: skip
 
 CURVES = ("#1f6feb", "#d9730d", "#1a7f37", "#8250df", "#bf3989", "#59636e")
 INK, GRID, BEFORE, AFTER, REJECTED = "#59636e", "#dde2e8", "#8d97a3", "#1f6feb", "#d9730d"
+TOPICS = ("#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#e15759", "#76b7b2", "#9c755f", "#edc948")
 DARK = {INK: "#a3adb8", GRID: "#30363d", BEFORE: "#7a8490", AFTER: "#58a6ff", REJECTED: "#f0964a"}
 PLOT_STYLE: dict[str, Any] = (
     dict.fromkeys(("axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK)
@@ -39,10 +40,10 @@ PLOT_STYLE: dict[str, Any] = (
     | {"text.parse_math": False}  # a dollar sign in a label is a dollar sign
 )
 
-# C0 (but tab and line feed), DEL, C1, bidirectional embeddings, overrides and isolates, surrogates, invisible tags,
+# C0 (but tab and line feed), DEL, C1, all that is Bidi_Control, line and paragraph separators, surrogates, invisible tags,
 # and the two non-characters that XML refuses.
 _UNSAFE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff\U000e0000-\U000e007f]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff\U000e0000-\U000e007f]"
 )
 
 GroupT = TypeVar("GroupT")
@@ -135,16 +136,21 @@ def plot_bars(
     return _plot(title, caption, 0.8 + 0.3 * len(labels) * (1 + 0.4 * (len(groups) > 1)), draw)
 
 
-def plot_histogram(title: str, caption: str, groups: Mapping[str, Sequence[float]], xlabel: str) -> Plot:
+def plot_histogram(
+    title: str, caption: str, groups: Mapping[str, Sequence[float]], xlabel: str, *, ylabel: str = "pairs"
+) -> Plot:
     """Draw one histogram, or two on the same bins."""
+    import numpy as np
+
     everything = [value for group in groups.values() for value in group if not math.isnan(value)] or [0.0]
     low, high = min(everything), max(everything)
     bins: dict[str, Any] = {"bins": 24, "range": (low, high) if high > low else (low - 0.5, low + 0.5)}
 
     def paint(axes: "Axes", name: str, group: Sequence[float], color: str) -> None:
-        axes.hist(group, color=color, alpha=0.3, **bins)
-        axes.hist(group, color=color, histtype="step", linewidth=1.5, label=name, **bins)
-        axes.set(xlabel=xlabel, ylabel="pairs")
+        values = np.asarray(group, dtype=float)  # of a list matplotlib looks at each value by itself
+        axes.hist(values, color=color, alpha=0.3, **bins)
+        axes.hist(values, color=color, histtype="step", linewidth=1.5, label=name, **bins)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
 
     return _plot_groups(title, caption, groups, paint)
 
@@ -173,6 +179,77 @@ def _plot_groups(
             figure.legend(loc="outside upper left", ncols=2)
 
     return _plot(title, caption, 3.0, draw)
+
+
+def plot_flow(title: str, caption: str, source: tuple[str, int], ends: Sequence[tuple[str, str, int]]) -> Plot:
+    """Draw how so many divide among stages, and within a stage among reasons: (stage, reason, how many), in order.
+
+    The first end is what goes on; a reason that is empty ends at its stage.
+    """
+    from matplotlib.patches import PathPatch, Rectangle
+    from matplotlib.path import Path as Curve
+
+    stages = [*dict.fromkeys(stage for stage, _, _ in ends)]
+    sums = {stage: sum(num for name, _, num in ends if name == stage) for stage in stages}
+    whole = max(source[1], sum(sums.values()), 1)
+    shown = [(stage, reason, num) for stage, reason, num in ends if reason]
+    room = 0.055 * max(len(stages), len(shown))  # between neighbours, so that a thin one has a place for its label
+
+    def place(sizes: Sequence[int]) -> list[tuple[float, float]]:
+        """Return the top and the height of each, one under the other over the whole height."""
+        gap = room / max(len(sizes), 1)
+        tops = [sum(sizes[:at]) / whole + at * gap for at in range(len(sizes))]
+        return [(top, size / whole) for top, size in zip(tops, sizes, strict=True)]
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.subplots()
+
+        def put(x: float, box: tuple[float, float], label: str, num: int, color: str) -> None:
+            axes.add_patch(Rectangle((x, box[0]), 0.03, max(box[1], 0.004), color=color, linewidth=0))
+            axes.text(x + 0.045, box[0] + box[1] / 2, f"{_shorten(label)} {num:,}", va="center", fontsize=8.5)
+
+        def join(x: float, stop: float, left: float, box: tuple[float, float], color: str) -> None:
+            top, height, middle = box[0], max(box[1], 0.002), (x + stop) / 2
+            points = [(x, left), (middle, left), (middle, top), (stop, top), (stop, top + height)]
+            points += [(middle, top + height), (middle, left + height), (x, left + height), (x, left)]
+            codes = [Curve.MOVETO, *[Curve.CURVE4] * 3, Curve.LINETO, *[Curve.CURVE4] * 3, Curve.CLOSEPOLY]
+            axes.add_patch(PathPatch(Curve(points, codes), facecolor=color, alpha=0.28, linewidth=0))
+
+        boxes = dict(zip(stages, place([*sums.values()]), strict=True))
+        put(0.0, (0.0, source[1] / whole), *source, INK)
+        left = 0.0
+        for stage in stages:
+            color = AFTER if stage == ends[0][0] else REJECTED
+            join(0.03, 0.42, left, boxes[stage], color)
+            left += boxes[stage][1]
+            put(0.42, boxes[stage], stage, sums[stage], color)
+        inside = {stage: box[0] for stage, box in boxes.items()}
+        for (stage, reason, num), box in zip(shown, place([num for _, _, num in shown]), strict=True):
+            join(0.45, 0.8, inside[stage], box, REJECTED)
+            inside[stage] += num / whole
+            put(0.8, box, reason, num, REJECTED)
+        axes.set(xlim=(-0.01, 1.35), ylim=(1 + room, -0.02))
+        axes.axis("off")
+
+    return _plot(title, caption, max(2.6, 0.8 + 0.27 * max(len(stages), len(shown))), draw)
+
+
+def plot_map(title: str, caption: str, groups: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> Plot:
+    """Draw points on a plane, a colour a group; nearness alone means something, so the axes have no numbers."""
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.subplots()
+        for at, (name, points) in enumerate(groups):
+            axes.scatter(*zip(*points, strict=True), s=9, color=TOPICS[at % len(TOPICS)], alpha=0.7, linewidths=0)
+            x, y = (sum(values) / len(points) for values in zip(*points, strict=True))
+            axes.text(x, y, str(at + 1), ha="center", va="center", fontsize=11, fontweight="bold")
+            axes.scatter([], [], color=TOPICS[at % len(TOPICS)], label=f"{at + 1} {_shorten(name)}")
+        axes.set(xticks=[], yticks=[])
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        figure.legend(loc="outside right upper", fontsize=8)
+
+    return _plot(title, caption, 3.6, draw)
 
 
 def plot_intervals(title: str, caption: str, metrics: Sequence[Mapping[str, Any]]) -> Plot:
