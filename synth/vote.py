@@ -1,25 +1,18 @@
-"""Vote(Job): pairs out of a model's own votes and a weak model's answers.
+"""Vote(Job): pairs out of a model's own votes and a weak model's answers, which are there already.
 
-Source: stage II of Yang et al. 2024 (arXiv 2407.13647) and the authors' code. Of n samples the most frequent final answer
-wins, its share of all samples is the confidence (samples that come to nothing count below the line). Below `drop_below` the
-question is dropped. Where the weak answer agrees, the weak text is chosen against a sample with another answer; where it
-does not, it is rejected against a sample with the winning answer, if the confidence is at least `override_at`: to overrule
-the weak label takes more than to confirm it.
-Differences: (1) answers are joined by their question's content, where the code compares the order of files.
+Source: stage II of Yang et al. 2024 (arXiv 2407.13647), as recipes/weak_to_strong.py has it.
 """
 
 import random
-from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic import Field
 
 from counterfoil.job import InputPath, Job, Run
-from counterfoil.records import Completion, Dropped, Pair, Prompt
+from counterfoil.records import Dropped
 from decode.generate import draw_seed
-from eval.scorers.final_answer import read_final, same_answer
-from eval.scorers.self_consistency import count_votes
 from synth.joined import join_answers
+from synth.recipes.weak_to_strong import vote
 
 __all__ = ["Vote"]
 
@@ -58,50 +51,16 @@ class Vote(Job):
         for prompt, samples in sampled:
             if prompt.id not in weak:
                 continue  # dropped above, with its reason
-            found = self._pair(prompt, weak[prompt.id], samples, counts)
+            found = vote(
+                prompt, weak[prompt.id], samples, random.Random(draw_seed(self.seed, prompt.id)),
+                drop_below=self.drop_below, override_at=self.override_at, max_pairs=self.max_pairs, marked=self.marked,
+            )  # fmt: skip
             if isinstance(found, Dropped):
                 run.drop(found)
                 continue
-            for pair in found:
+            for pair in found.pairs:
                 run.write("pairs.jsonl", pair)
-            run.counts["kept"] += len(found)
+            counts["confirmed" if found.confirmed else "overruled"] += len(found.pairs)
+            run.counts["kept"] += len(found.pairs)
         run.counts["read"] = len(sampled)
         run.figures |= counts
-
-    def _pair(
-        self, prompt: Prompt, weak: Completion, samples: Sequence[Completion], counts: dict[str, int]
-    ) -> list[Pair] | Dropped:
-        def refuse(reason: str, detail: str = "") -> Dropped:
-            return Dropped(id=prompt.id, stage="vote", reason=reason, detail=detail[:200])
-
-        if weak.finish_reason == "length":
-            return refuse("cut off", "weak")
-        finals = [
-            "" if item.finish_reason == "length" else read_final(item.text, marked=self.marked) for item in samples
-        ]  # a sample that was cut off comes to nothing
-        ballot = count_votes(finals)
-        if not ballot.answer:
-            return refuse("most samples come to nothing")
-        if ballot.confidence < self.drop_below:
-            return refuse("low confidence", f"{ballot.confidence:.2f}")
-        rng = random.Random(draw_seed(self.seed, prompt.id))
-        confirmed = same_answer(read_final(weak.text, marked=self.marked), ballot.answer)
-        if not confirmed and ballot.confidence < self.override_at:
-            return refuse("too little confidence to overrule", f"{ballot.confidence:.2f}")
-        fits = [
-            item
-            for item, vote in zip(samples, ballot.votes, strict=True)
-            if vote != confirmed and item.finish_reason != "length" and item.text.strip() not in ("", weak.text.strip())
-        ]
-        if not fits or not weak.text.strip():
-            return refuse("all samples agree" if confirmed else "no sample to set against it")
-        drawn = rng.sample(fits, min(self.max_pairs, len(fits)))
-        counts["confirmed" if confirmed else "overruled"] += len(drawn)
-        sides = [(weak, item) if confirmed else (item, weak) for item in drawn]
-        scores = (ballot.confidence, 1 - ballot.confidence)
-        return [_make_pair(prompt, chosen, rejected, scores) for chosen, rejected in sides]
-
-
-def _make_pair(prompt: Prompt, chosen: Completion, rejected: Completion, scores: tuple[float, float]) -> Pair:
-    sides = [item.model_copy(update={"prompt_id": prompt.id}) for item in (chosen, rejected)]  # however it was known
-    return Pair.make(prompt, sides[0], sides[1], scores=scores, recipe="weak_to_strong")
