@@ -88,6 +88,10 @@ class Choice(Config):
 ChoiceT = TypeVar("ChoiceT", bound=Choice)
 
 
+def _find_family(cls: type[Choice]) -> type[Choice]:
+    return next(base for base in cls.__mro__ if issubclass(base, Choice) and "FOLDER" in base.__dict__)
+
+
 def _names(cls: type[Choice]) -> str:
     return "one of " + ", ".join(list_family(cls)) + ", or a module of yours with a dot in its name"
 
@@ -136,9 +140,7 @@ def dump(value: Any) -> Any:
     if isinstance(value, Config):
         named: dict[str, Any] = {}
         if isinstance(value, Choice):
-            module = type(value).__module__
-            family = next(cls for cls in type(value).__mro__ if issubclass(cls, Choice) and "FOLDER" in cls.__dict__)
-            named["name"] = module.removeprefix(f"{family.FOLDER}.")
+            named["name"] = type(value).__module__.removeprefix(f"{_find_family(type(value)).FOLDER}.")
         return named | {key: dump(getattr(value, key)) for key in type(value).model_fields}
     if _is_mapping(value):
         return {str(key): dump(item) for key, item in value.items()}
@@ -208,8 +210,17 @@ def apply_override(values: dict[str, Any], key: str, value: Any, *, cls: type[Co
     usual: dict[str, Any] = dump(default) if default is not None else {}
     inside: dict[str, Any] = dict(given) if _is_mapping(given) else {"name": given} if isinstance(given, str) else usual
     values[head] = inside
-    same = inside.get("name") == usual.get("name")
-    apply_override(inside, rest, value, cls=type(default) if default is not None and same else None)
+    apply_override(inside, rest, value, cls=_find_type(default, inside.get("name")))
+
+
+def _find_type(default: Config | None, name: object) -> type[Config] | None:
+    """Return the class that an override goes into: the default's, or its family's member of that name."""
+    if not isinstance(default, Choice) or not isinstance(name, str):
+        return None if default is None else type(default)
+    try:
+        return find_class(_find_family(type(default)), name)
+    except PydanticCustomError:  # no such member: said when the whole is built
+        return None
 
 
 def _config_root() -> Path:

@@ -140,6 +140,8 @@ def test_a_job_takes_a_list_with_commas_and_swaps_its_objective(tmp_path: Path) 
     job, used = load_job("synth", "quickstart", ["filters=length_only,near_duplicate"])
     assert [dump(item)["name"] for item in job.filters] == ["length_only", "near_duplicate"]
     assert used == ["filters=length_only,near_duplicate"]
+    job, _ = load_job("synth", "quickstart", ["recipe=flaw", "recipe.kinds=number,negation"])
+    assert job.recipe.kinds == ("number", "negation"), "of the member that was named, not of the default"
     for text in ("q_proj,v_proj", "[q_proj,v_proj]", '["q_proj","v_proj"]'):
         job, _ = load_job("align", "quickstart", ["data=x.jsonl", f"lora.targets={text}"])
         assert job.lora.targets == ("q_proj", "v_proj")
