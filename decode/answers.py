@@ -8,7 +8,9 @@ file is answers.sqlite in the user's cache, or what COUNTERFOIL_ANSWERS names (0
 """
 
 import os
+import sqlite3
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -51,13 +53,13 @@ class Answers:
 
     def has(self, key: str) -> bool:
         """Say whether there is an answer."""
-        return self._own.has("answer", key) or (self._shared is not None and self._shared.has("answer", key))
+        return self._own.has("answer", key) or self._read_shared(key) is not None
 
     def find(self, key: str, *, prompt_id: str, start: int = 0) -> tuple[Completion, ...] | None:
         """Return what was answered, as answers to `prompt_id` numbered from `start`; None where nothing was."""
         kept = self._own.get("answer", key)
-        if kept is None and self._shared is not None:
-            kept = self._shared.get("answer", key)
+        if kept is None:
+            kept = self._read_shared(key)
         if kept is None:
             return None
         return tuple(
@@ -65,10 +67,16 @@ class Answers:
             for at, part in enumerate(_PARTS.validate_json(kept))
         )
 
+    def _read_shared(self, key: str) -> str | None:
+        with suppress(sqlite3.Error):
+            return self._shared.get("answer", key) if self._shared is not None else None
+        return None
+
     def keep(self, key: str, completions: Sequence[Completion]) -> None:
         """Keep an answer."""
         parts = [item.model_dump(exclude={"id", "prompt_id", "index"}, exclude_none=True) for item in completions]
         text = _PARTS.dump_json(parts).decode()
         self._own.put("answer", key, text)
         if self._shared is not None:
-            self._shared.put("answer", key, text)
+            with suppress(OSError, sqlite3.Error):  # a copy: a run does without
+                self._shared.put("answer", key, text)

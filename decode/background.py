@@ -112,11 +112,13 @@ class Background:
         if first:
             for future in running:
                 future.cancel()
-            asyncio.run_coroutine_threadsafe(self._shut(last), self._loop).result()
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            try:
+                asyncio.run_coroutine_threadsafe(self._shut(last), self._loop).result()
+            finally:
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._thread.join()
+                self._loop.close()
         self._thread.join()
-        if first:
-            self._loop.close()
 
     def _start(self, name: str, work: Callable[[], Coroutine[Any, Any, ResultT]]) -> Future[ResultT]:
         with self._lock:

@@ -34,6 +34,8 @@ OPEN_DIALOGUES = 1024
 """Dialogues begun and not ended: several times what any engine computes at a time."""
 ENDED_EARLY = 16_384
 """Outcomes that wait for a slower one before them, so that all come in order."""
+IMPOSSIBLE_NATS = -1e4
+"""Log-probability of a token that a method forbids: minus infinity is no JSON."""
 ALL_FAIL = 64
 """Requests that fail, with none answered, before a run is given up."""
 
@@ -369,5 +371,5 @@ def _weighed(asked: Ask | Weigh | Record, reply: GivenLogprobs) -> Completion:
         finish_reason="stop",
         num_prompt_tokens=0,
         num_tokens=len(reply.token_logprobs),
-        token_logprobs=reply.token_logprobs,
+        token_logprobs=tuple(max(value, IMPOSSIBLE_NATS) for value in reply.token_logprobs),
     )

@@ -71,6 +71,8 @@ class Replica:
         future: Future[int] = Future()
 
         def count(session: Session) -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(session.num_tokens(prompt))
             except Exception as error:

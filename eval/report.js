@@ -268,7 +268,8 @@
       let rows = Array.from({ length: index.num }, (_, i) => i).filter((i) => asked.every((test) => test(i)));
       if (sort.value) {
         const [name, sign] = [fields[Number(sort.value.slice(1))], sort.value[0] === "-" ? -1 : 1];
-        rows.sort((i, j) => sign * name.compare(i, j) || i - j);
+        const lacks = (i) => Number(Boolean(name.numbers) && name.numbers[i] === null);  // last, whichever way it is sorted
+        rows.sort((i, j) => lacks(i) - lacks(j) || sign * name.compare(i, j) || i - j);
       }
       if (search.value) {
         const hits = await seek(search.value, mine);

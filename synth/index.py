@@ -143,7 +143,7 @@ class Index(Job):
     def _describe(self, prompt: Prompt, base: Pool | None) -> Steps[Sequence[Record]]:
         assert self.describe_as is not None
         if base is not None and prompt.id in base:
-            return [base.entry(prompt.id)]
+            return [base.entry(prompt.id).model_copy(update={"prompt": prompt})]  # with the tags that it has now
         asked = Message(role="user", content=f"{DESCRIBE[self.describe_as]}\n\n{show_request(prompt)}")
         ((answer,),) = yield [Ask((asked,), Sampling(max_new_tokens=self.max_new_tokens), step="describe")]
         if not answer.text.strip():

@@ -1,5 +1,6 @@
 """What goes out: every record into its file, every prompt kept or dropped by name, and the sums of it."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -87,7 +88,7 @@ class Output:
         self._run.write(FILES[kind], record)
         self._made[kind] += 1
         self._budget.num_pairs += kind is self._makes
-        if isinstance(record, Score):
+        if isinstance(record, Score) and math.isfinite(record.value):
             self._scores[record.scorer] += 1
             self._sums[record.scorer] += round(record.value * 1e6)  # whole numbers add up alike in any order
 

@@ -189,10 +189,12 @@ class RaySession(Session):
 
     def close(self) -> None:
         """End the replicas, and Ray where it was started for this run. Calling it twice is harmless."""
-        self._background.close(self._shut)
-        if self._is_ours:
-            self._ray.shutdown()
-            self._is_ours = False
+        try:
+            self._background.close(self._shut)
+        finally:
+            if self._is_ours:
+                self._ray.shutdown()
+                self._is_ours = False
 
     async def _await_first(self) -> None:
         for held in self._held:
@@ -213,7 +215,7 @@ class RaySession(Session):
     def _explain(self) -> EngineError:
         return EngineError(
             "engine: ray",
-            given=f"no replica is left: {_name(self._why)}",
+            given=f"no replica is left: {_name(self._why) if self._why else 'none was ready in time'}",
             allowed="the same version of this package, and the model, on each machine",
             do="Read the replica's log in Ray's folder, or try the engine inside alone.",
         )

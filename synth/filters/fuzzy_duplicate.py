@@ -53,14 +53,18 @@ class FuzzyDuplicate(LocalFilter):
             drawn = empty.copy()
             drawn.update_batch([item.encode(errors="replace") for item in sorted(shingles)])
             own: Any = LeanMinHash(drawn)
-            alike = [(earlier[key].jaccard(own), key) for key in index.query(own)]
+            # Several pairs of one prompt do not repeat it.
+            name = pair.prompt_id if self.of == "prompt" else pair.id
+            found = [key for key in index.query(own) if self.of == "chosen" or key != name]
+            alike = [(earlier[key].jaccard(own), key) for key in found]
             best, other = max(alike, default=(0.0, ""))
             if best >= self.similarity:
                 return drop(
                     pair, "fuzzy_duplicate", f"the {self.of} came before", f"similarity {best:.2f} with {other}"
                 )
-            earlier[pair.id] = own
-            index.insert(pair.id, own, check_duplication=False)
+            if name not in earlier or self.of == "chosen":
+                earlier[name] = own
+                index.insert(name, own, check_duplication=False)
             return None
 
         return judge

@@ -214,11 +214,14 @@ class Codec(Recipe):
         Raises the last round's Refusal; what stopped each round is kept under the id of its instruction.
         """
         rng = random.Random(f"{kind.seed_id} {text}")
+        left: list[str] = []  # the same action twice would say the same of the same text
         why: Refusal | None = None
         for number in range(1, self.rounds + 1):
             try:
                 if number > 1:
-                    text = yield from self._rewrite(kind, text, rng.choice(kind.actions))
+                    left = left or list(kind.actions)
+                    left.remove(action := rng.choice(left))
+                    text = yield from self._rewrite(kind, text, action)
                 return (yield from self._contrast(kind.note(text, number)))
             except Refusal as refusal:
                 why = refusal

@@ -41,6 +41,7 @@ def run(synth_yaml: Callable[..., Path], tmp_path: Path) -> Path:
         ),
     )
     write_records(folder / "triplets.jsonl", Triplet.make("a", "b", "c", prompt_id="p", recipe="retrieval"))
+    write_records(folder / "instructions.jsonl", Prompt.make("new", reference={"gold": 1}, tags={"seed": "s"}))
     write_records(folder / "refused.jsonl", Dropped(id="x", stage="overlap", reason="a | b `c` <script>"))
     span = Span(start=0, stop=1, label="entity")
     marked = Answer(text="x", spans=(span,), prompt=Prompt.make("other").messages)
@@ -59,15 +60,18 @@ def test_every_config_loads_offline(run: Path, tmp_path: Path) -> None:
     from datasets import get_dataset_config_names, load_dataset
 
     out = str(export_run(run, read_manifest_of(run), kind="hub-folder", to=tmp_path / "out"))
-    assert get_dataset_config_names(out) == ["pairs", "triplets", "groups", "comparisons"]
+    assert get_dataset_config_names(out) == ["pairs", "triplets", "groups", "comparisons", "instructions"]
     tables: dict[str | None, Any] = {
         name: load_dataset(out, name, split="train", cache_dir=str(tmp_path / "cache"))
-        for name in (None, "triplets", "groups", "comparisons")
+        for name in (None, "triplets", "groups", "comparisons", "instructions")
     }
     pairs = [json.loads(line) for line in (run / "pairs.jsonl").read_text().splitlines()]
     assert tables[None].to_list() == pairs
     assert tables["triplets"][0]["negative"] == "c"
     assert [row["backward"] for row in tables["comparisons"]] == ["first", "second", "tie"]
+    (instruction,) = tables["instructions"].to_list()
+    assert instruction["messages"] == [{"role": "user", "content": "new"}]
+    assert (json.loads(instruction["reference"]), json.loads(instruction["tags"])) == ({"gold": 1}, {"seed": "s"})
     groups = tables["groups"].to_list()
     assert len(groups) == 4
     assert sorted(item["score"] for item in groups[0]["answers"]) == [0.0, 1.0]
@@ -83,7 +87,8 @@ def test_the_card_states_all_of_it(run: Path, tmp_path: Path) -> None:
     export_run(run, manifest, kind="hub-folder", to=tmp_path / "out")
     _, front, card = (tmp_path / "out/README.md").read_text(encoding="utf-8").split("---\n", 2)
     head = yaml.safe_load(front)
-    assert [item["config_name"] for item in head["configs"]] == ["pairs", "triplets", "groups", "comparisons"]
+    names = ["pairs", "triplets", "groups", "comparisons", "instructions"]
+    assert [item["config_name"] for item in head["configs"]] == names
     assert head["configs"][0]["default"] is True
     assert head["license"] == "other"
     for words in (
@@ -136,7 +141,7 @@ def test_a_broken_line_or_no_record_is_an_error(run: Path, tmp_path: Path) -> No
         stream.write("{torn\n")
     with pytest.raises(InputError, match="broken JSON"):
         export_run(run, read_manifest_of(run), kind="parquet", to=tmp_path / "out")
-    for name in ("pairs", "triplets", "groups", "comparisons"):
+    for name in ("pairs", "triplets", "groups", "comparisons", "instructions"):
         (run / f"{name}.jsonl").unlink()
     with pytest.raises(InputError, match="a run without pairs"):
         export_run(run, read_manifest_of(run), kind="parquet", to=tmp_path / "out")

@@ -75,3 +75,17 @@ def test_a_gguf_file_is_converted_once_to_the_weights_of_the_embedded_model(
     assert fingerprint_model(folder) == fingerprint_model(embedded)
     monkeypatch.setattr(models, "_write_converted", lambda *_: pytest.fail("converted twice"))
     assert find_model(str(path)) == folder
+
+
+def test_a_fingerprint_sees_what_lies_inside(tmp_path: Path) -> None:
+    """An embedder's pooling is in a folder of its own; a merged adapter may leave both ends of a file as they were."""
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling": "mean"}')
+    weights = bytearray(40 << 20)
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    first = fingerprint_model(tmp_path)
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling": "last"}')
+    second = fingerprint_model(tmp_path)
+    weights[len(weights) // 4 : len(weights) // 2] = b"x" * (len(weights) // 4)
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    assert len({first, second, fingerprint_model(tmp_path)}) == 3

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import math
+import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -295,3 +297,32 @@ def test_what_is_no_answer_by_the_schema_is_asked_again_then_refused(tmp_path: P
         assert (item.dropped.stage, item.dropped.reason) == ("judge", "not as the schema asks")
         assert item.dropped.detail == item.exchanges[-1].completions[0].text
         assert len(item.exchanges) == 4
+
+
+def test_what_is_impossible_is_kept_as_a_number(tmp_path: Path) -> None:
+    """A method may forbid a token; minus infinity is no JSON, and would be found as nothing when the run goes on."""
+
+    def steps(prompt: Prompt) -> Steps[Sequence[Record]]:
+        ((weighed,),) = yield [Weigh(prompt.messages, "two words")]
+        return [Group.make(prompt.messages, [Answer(text="x", score=sum(weighed.token_logprobs or ()))])]
+
+    for _ in range(2):
+        (found,) = hold(tmp_path, 1, steps, main=Scripted(logprob_nats=-math.inf))
+        (group,) = found.records
+        assert isinstance(group, Group)
+        assert group.answers[0].score == -20_000
+    assert not found.is_fresh
+    found.exchanges[0].model_validate_json(found.exchanges[0].model_dump_json())
+
+
+def test_a_shared_file_that_fails_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a copy: what is answered is in the run's own folder."""
+    path = tmp_path / "answers.sqlite"
+    monkeypatch.setenv("COUNTERFOIL_ANSWERS", str(path))
+    kept = Store(path)
+    with sqlite3.connect(path) as db:
+        db.execute("DROP TABLE finished")
+    monkeypatch.setattr("decode.answers._open_shared", lambda _: kept)
+    found = hold(tmp_path / "run", 3, main=Scripted())
+    kept.close()
+    assert [item.is_fresh for item in found] == [True] * 3

@@ -354,5 +354,6 @@ def test_a_text_repeats_itself_and_names_what_it_repeats() -> None:
     assert FuzzyDuplicate().open()(first) is None, "each opening begins anew"
     judge = FuzzyDuplicate(of="prompt").open()
     assert judge(make_pair("a", "b", prompt="one two three four")) is None
-    assert judge(make_pair("c", "d", prompt="one two three four")) is not None
+    assert judge(make_pair("c", "d", prompt="one two three four")) is None, "two pairs of one prompt do not repeat it"
+    assert judge(make_pair("c", "d", prompt="One two  three four")) is not None
     assert judge(make_pair("a", "b", prompt="entirely other words here")) is None
