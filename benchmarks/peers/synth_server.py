@@ -50,6 +50,7 @@ def serve(kind: str, *, cores: Sequence[int] = ()) -> Iterator[str]:
 
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(find_model("smollm2"))]
         command += ["--served-model-name", "smollm2", "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
+        command += ["--dtype", "float32"]  # a CPU without bfloat16 of its own takes many times as long with it
         command += ["--max-model-len", "1024", "--max-num-seqs", "64", "--kv-cache-memory-bytes", str(2**30)]
         command += ["--no-enable-prefix-caching"]  # a later run would find an earlier one's prompts computed
         compact = '{"backend": "xgrammar", "disable_any_whitespace": true}'  # JSON without white space that never ends
@@ -68,6 +69,8 @@ def serve(kind: str, *, cores: Sequence[int] = ()) -> Iterator[str]:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
                 break
             except (urllib.error.URLError, OSError):
+                if process.poll() is not None:
+                    sys.exit(f"the server ended with status {process.returncode}")
                 time.sleep(0.5)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
