@@ -33,11 +33,11 @@ def show(what: str, overrides: Sequence[str], *, export: str | None, to: str | N
 
             kind = export or "hub-folder"
             written = export_run(folder, manifest, kind=kind, to=Path(to) if to else folder / "export")
-            print(written)  # noqa: T201
+            print(written)  # noqa: T201  (the verb prints where it wrote)
             if push:
                 from counterfoil.push import push_folder
 
-                print(push_folder(written, push))  # noqa: T201
+                print(push_folder(written, push))  # noqa: T201  (and where that is now)
         else:
             print_run(folder, manifest)
         return 0
