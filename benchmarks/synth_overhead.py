@@ -36,8 +36,9 @@ def serve_bare(pipe: Connection) -> None:
     from counterfoil.models import find_model
     from counterfoil.records import Prompt
     from decode.chat import encode_prompt, load_tokenizer
-    from decode.engines.vllm import Vllm, prepare_environment
+    from decode.engines.vllm import Vllm
     from decode.generate import draw_seed
+    from decode.vllm_process import prepare_environment
     from decode.vllm_records import make_sampling_params
     from eval.scorers.verifiable import Verifiable
     from synth.recipes.best_of_n import BestOfN

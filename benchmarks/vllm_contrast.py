@@ -44,7 +44,7 @@ def make_parts(folder: Path) -> None:
 
 def work(variant: str, folder: Path) -> None:
     """Start an engine; answer each line of input (number of requests, contrast or not) with seconds and tokens."""
-    from decode.engines.vllm import prepare_environment
+    from decode.vllm_process import prepare_environment
 
     prepare_environment()
     from vllm import LLM, SamplingParams

@@ -16,8 +16,9 @@ from counterfoil.job import Service
 from counterfoil.models import find_model
 from decode.engine import Engine, require
 from decode.engines.hf import Hf
-from decode.engines.vllm import Vllm, choose_method, make_engine_settings, prepare_environment
+from decode.engines.vllm import Vllm, choose_method, make_engine_settings
 from decode.method import LogitsMethod, Method
+from decode.vllm_process import prepare_environment
 
 __all__ = ["Serve"]
 

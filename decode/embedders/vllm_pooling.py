@@ -11,7 +11,7 @@ from pydantic import Field
 from counterfoil.errors import EngineError, InputError
 from counterfoil.models import find_model
 from decode.embedder import Embed, Embedder
-from decode.engines.vllm import prepare_environment
+from decode.vllm_process import adopt_engine, prepare_environment
 
 __all__ = ["VllmPooling"]
 
@@ -50,6 +50,7 @@ class VllmPooling(Embedder):
             allowed, do = "an embedding model that vLLM serves", "Take another model, or sentence_transformers."
             raise InputError("embedder.model", given=str(error).splitlines()[0], allowed=allowed, do=do) from error
 
+        adopt_engine(engine.llm_engine)
         cut = {"truncate_prompt_tokens": -1}  # at the model's own limit
 
         def embed(texts: Sequence[str]) -> Any:

@@ -6,11 +6,7 @@ vLLM, through its `LLMEngine` (add a request, step, take what finished).
 
 import gc
 import itertools
-import logging
-import os
-import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -23,9 +19,10 @@ from decode.adapters import merged_model
 from decode.chat import check_vocabularies, encode_prompt, encode_text, load_tokenizer
 from decode.engine import Content, Engine, Given, GivenLogprobs, Request, Result, Session, fail
 from decode.method import LogitsMethod, Method
+from decode.vllm_process import adopt_engine, prepare_environment
 from decode.vllm_records import make_sampling_params, read_given, read_result
 
-__all__ = ["Vllm", "choose_method", "make_engine_settings", "prepare_environment"]
+__all__ = ["Vllm", "choose_method", "make_engine_settings"]
 
 
 class Vllm(Engine):
@@ -116,27 +113,6 @@ def _read_rank(adapter: str) -> int:
         ) from error
 
 
-def prepare_environment() -> bool:
-    """Set what vLLM reads at import, before torch's thread pool exists; return whether a GPU is there."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    for key, value in {
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_NO_USAGE_STATS": "1",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-        # In this process: on a CPU it starts in a third of the time of a process of its own, at the same speed.
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "OMP_NUM_THREADS": str(len(cores)),
-        # Without it vLLM leaves a core idle.
-        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
-    }.items():
-        os.environ.setdefault(key, value)
-    warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.distributed.reduce_op.*")
-    logging.getLogger("vllm.triton_utils").setLevel(logging.ERROR)
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def make_engine_settings(engine: Vllm, method: LogitsMethod | None, *, on_gpu: bool) -> dict[str, Any]:
     """Return what vLLM's engine is started with, in this process or behind its server."""
     settings: dict[str, Any] = {
@@ -208,6 +184,7 @@ class VllmSession(Session):
         try:
             with merged_model(folder, self._merged) as loaded:
                 self._engine: Any = LLMEngine.from_engine_args(EngineArgs(model=str(loaded), **settings))
+                self._end = adopt_engine(self._engine)
         except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
             raise EngineError(
                 "engine: vllm",
@@ -230,12 +207,8 @@ class VllmSession(Session):
         """Shut vLLM down and free its memory, so that training or another engine can follow in this process."""
         if self._engine is None:
             return
-        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-        with suppress(AttributeError):
-            self._engine.engine_core.shutdown()
+        self._end()
         self._engine = None
-        cleanup_dist_env_and_memory(shutdown_ray=False)
         gc.collect()
 
     def stream(

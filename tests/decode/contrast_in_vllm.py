@@ -13,12 +13,13 @@ from counterfoil.models import find_model
 from decode.chat import encode_prompt, load_tokenizer
 from decode.engine import Given, Request, Result, Sampling
 from decode.engines.hf import Hf
-from decode.engines.vllm import Vllm, prepare_environment
+from decode.engines.vllm import Vllm
 from decode.method import LogitsMethod
 from decode.methods.context_aware import ContextAware
 from decode.methods.contrastive import Contrastive
 from decode.methods.decoupled import Decoupled
 from decode.methods.guided import Guided
+from decode.vllm_process import prepare_environment
 
 WORDS = [
     "river",

@@ -1,5 +1,6 @@
 """The embedders with the real MiniLM: vectors of unit length that mean something, and the same by either library."""
 
+import gc
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from counterfoil.errors import ConfigError, EngineError, InputError
 from decode.embedder import Embed, Embedder
 from decode.embedders.sentence_transformers import SentenceTransformers
 from decode.embedders.vllm_pooling import VllmPooling
+from decode.engine import Request, Sampling, Session
+from decode.engines.vllm import Vllm
 
 TEXTS = [
     "A man is playing a guitar.",
@@ -80,6 +83,21 @@ def test_a_model_or_a_library_that_is_not_there_is_named(tmp_path: Path, monkeyp
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(EngineError, match="counterfoil"):
         SentenceTransformers().open()
+
+
+@pytest.mark.slow
+def test_an_engine_goes_on_when_another_of_its_process_ends(vllm_session: Session) -> None:
+    """Collected as garbage or closed, it leaves the process groups to those that still answer."""
+    request = Request(id="q", prompt="Once upon a time", sampling=Sampling(max_new_tokens=4, temperature=0))
+    before = [result.completions for result in vllm_session.complete([request])]
+    pooling = VllmPooling(memory_gib=0.25).open()
+    assert pooling(TEXTS[:1]).shape == (1, 384)
+    del pooling
+    gc.collect()
+    assert [result.completions for result in vllm_session.complete([request])] == before
+    with Vllm(max_model_len=64, max_num_seqs=2, kv_cache_gib=0.1).open("smollm2") as other:
+        assert [result.completions for result in other.complete([request])] == before
+    assert [result.completions for result in vllm_session.complete([request])] == before
 
 
 @pytest.mark.slow
