@@ -32,7 +32,8 @@ __all__ = ["Scores", "Tail", "Trie", "can_share", "install_head", "share_prefixe
 
 ATTENTION = "counterfoil_trie"  # the name under which transformers finds `_attend`
 LEAST_SAVED = 0.02
-"""Below this share of a batch's places (padding counts) the plain form is taken. Chosen, not measured yet."""
+"""Below this share of a batch's places (padding counts) the plain form is taken. `benchmarks/align.py sharing`: 0.2 % saved
+cost 1 % of a step, 3 % saved gained 2 %."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from align.data import read_groups
 from align.objective import Objective
 from align.objectives.dpo import Dpo
 from align.training import (
@@ -34,6 +33,7 @@ from counterfoil.job import InputPath, Job, Run
 from counterfoil.jsonl import write_json
 from counterfoil.models import find_model, fingerprint_model
 from counterfoil.records import Dropped, Group, content_id
+from eval.groups import read_groups
 
 __all__ = ["Lora", "Train"]
 

@@ -4,6 +4,7 @@
                                           # (--only 512/64: one prompt and answer length, here and in `sharing`)
     python benchmarks/align.py sharing    # shared prompts alone: the same head, the same cached reference
     python benchmarks/align.py copg       # eight completions of one prompt against eight rows of their own
+    python benchmarks/align.py kinds      # where our step's time goes: matrix products, attention, the rest
     python benchmarks/align.py memory     # peak memory of a step against TRL's, each in a process of its own
 
 A step is forward, backward, clipping and the optimiser's. Variants train copies of the embedded model with LoRA r=16 on all
@@ -241,6 +242,27 @@ def compare_copg(folder: str, out: str) -> None:
         for name, share in (("separate", False), ("shared", True))
     }
     show("prompt 512, 8 completions of 64", compare(runners), "separate", "shared", runners)
+
+
+def compare_kinds(folder: str, out: str) -> None:
+    """Where our DPO step with a cached reference spends its CPU time, by torch's profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    for prompt, answer in choose((512, 64), (256, 128), (128, 256)):
+        rows, trainer = draw_pairs(prompt, answer), make_ours(folder, out)
+        reference = refer(trainer, rows)
+        trainer.precompute_ref_logps = True
+        run = Runner(trainer, rows, reference=reference)
+        run()
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            run()
+        spent = {"matrix products": 0.0, "attention": 0.0, "the rest": 0.0}
+        for item in seen.key_averages():
+            kind = "attention" if "scaled_dot_product" in item.key else "the rest"
+            spent["matrix products" if item.key in ("aten::mm", "aten::bmm") else kind] += item.self_cpu_time_total / 1e6
+        total = sum(spent.values())
+        shares = ", ".join(f"{kind} {seconds / total:.2f}" for kind, seconds in spent.items())
+        print(f"prompt {prompt}, answers {answer}, ours cached: {total:.2f} s a step: {shares}", flush=True)
 
 
 def compare_memory(folder: str, out: str) -> None:  # noqa: ARG001  (called as its siblings)

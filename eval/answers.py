@@ -1,7 +1,8 @@
 """Answers(Job): finished decode runs on the same prompts, scored, with paired intervals against one of them.
 
-Of several seeds of one method (eval/parts.py), a prompt's score is the mean. Prompts that share a tag (`group_by`), such as
-several about one fact, are no independent draws: their mean is then one value, and the intervals are over groups.
+A win is a prompt with a higher score than the baseline's; a tie counts half. Of several seeds of one method
+(eval/parts.py), a prompt's score is the mean. Prompts that share a tag (`group_by`), such as several about one fact, are no
+independent draws: their mean is then one value, and the intervals are over groups.
 """
 
 from collections import defaultdict
@@ -21,7 +22,7 @@ from eval.grading import check_roles, grade_all
 from eval.parts import check_parts, list_parts, name_method
 from eval.scorer import Scorer
 from eval.scorers.exact_answer import ExactAnswer
-from eval.stats import Interval, mean_interval, paired_difference, recovered_gap
+from eval.stats import mean_interval, paired_difference, recovered_gap
 
 __all__ = ["Answers"]
 
@@ -132,14 +133,17 @@ class Answers(Job):
         ends = (columns[self.floor], columns[self.ceiling]) if self.floor and self.ceiling else None
         methods: dict[str, Any] = {}
         for name, column in columns.items():
-            row = {"score": _write(mean_interval(column, level=self.level, seed=self.seed))}
+            row = {"score": mean_interval(column, level=self.level, seed=self.seed).round()}
             if any(map(any, originals.values())):
-                row["original"] = _write(mean_interval(originals[name], level=self.level, seed=self.seed))
+                row["original"] = mean_interval(originals[name], level=self.level, seed=self.seed).round()
             if name != baseline:
                 found = paired_difference(columns[baseline], column, level=self.level, seed=self.seed)
-                row["difference"] = _write(found)
+                row["difference"] = found.round()
+                pairs = zip(columns[baseline], column, strict=True)
+                wins = [0.5 if before == after else float(after > before) for before, after in pairs]
+                row["win_rate"] = mean_interval(wins, level=self.level, seed=self.seed).round()
             if ends and sum(ends[0]) != sum(ends[1]):
-                row["recovered"] = _write(recovered_gap(*ends, column, level=self.level, seed=self.seed))
+                row["recovered"] = recovered_gap(*ends, column, level=self.level, seed=self.seed).round()
             methods[name] = row
         return {"baseline": baseline, "level": self.level, "methods": methods}
 
@@ -159,7 +163,3 @@ def _join(folder: Path, prompts: Mapping[str, Prompt], run: Run) -> list[tuple[P
 
 def _average(parts: list[dict[str, float]], groups: list[list[str]]) -> list[float]:
     return [sum(part[key] for part in parts for key in keys) / (len(parts) * len(keys)) for keys in groups]
-
-
-def _write(interval: Interval) -> dict[str, float]:
-    return {key: round(value, 5) for key, value in interval._asdict().items()}

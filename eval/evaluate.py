@@ -20,7 +20,7 @@ from decode.engine import Engine, Given, Request, Sampling, Session, require
 from decode.engines.vllm import Vllm
 from decode.generate import ask, draw_seed, refuse_none
 from eval.plain_text import PASSAGES
-from eval.stats import Interval, mean_interval, paired_difference
+from eval.stats import mean_interval, paired_difference
 from eval.task import Task
 from eval.tasks.constraints import Constraints
 
@@ -147,10 +147,10 @@ class Evaluate(Job):
     def _row(self, metric: str, unit: str, values: dict[str, list[float]]) -> dict[str, Any]:
         row: dict[str, Any] = {"metric": metric, "unit": unit}
         for name, column in values.items():
-            row[name] = _rounded(mean_interval(column, level=self.level, seed=self.seed))
+            row[name] = mean_interval(column, level=self.level, seed=self.seed).round()
         if "adapter" in values:
             found = paired_difference(values["base"], values["adapter"], level=self.level, seed=self.seed)
-            row["difference"] = _rounded(found)
+            row["difference"] = found.round()
         return row
 
 
@@ -165,10 +165,6 @@ def _score_prose(run: Run, name: str, adapter: str | None, session: Session) -> 
                 mean = sum(result.token_logprobs) / len(result.token_logprobs)
                 run.store.put(f"prose {name}", result.id, repr(mean))
             shown.advance()
-
-
-def _rounded(interval: Interval) -> dict[str, float]:
-    return {key: round(value, 5) for key, value in interval._asdict().items()}
 
 
 def _distinct(text: str) -> float:

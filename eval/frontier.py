@@ -21,7 +21,7 @@ from counterfoil.records import Completion, Dropped, Prompt
 from decode.engine import Engine, Given, Request, Sampling, Session, require
 from decode.engines.vllm import Vllm
 from decode.generate import ask, draw_seed, refuse_none
-from eval.parts import name_method, name_part
+from eval.parts import find_adapter, name_method, name_part
 from eval.report_plots import plot_frontier
 from eval.stats import Interval, mean_interval, paired_difference
 from eval.task import Task
@@ -60,7 +60,9 @@ class Frontier(Job):
 
     def inputs(self) -> dict[str, Path]:
         """Return the adapters' weights."""
-        folders = {f"adapters[{at}] {name_part(folder)}": _find(folder) for at, folder in enumerate(self.adapters)}
+        folders = {
+            f"adapters[{at}] {name_part(folder)}": find_adapter(folder) for at, folder in enumerate(self.adapters)
+        }
         return super().inputs() | {key: path / "adapter_model.safetensors" for key, path in folders.items()}
 
     def check(self) -> None:
@@ -77,7 +79,9 @@ class Frontier(Job):
         run.open_output("samples.jsonl")
         prompts = list(run.sift(self.task.prompts("heldout")))
         refuse_none(len(prompts), run.dropped, where="task")
-        policies: dict[str, str | None] = {"base": None} | {name_part(item): str(_find(item)) for item in self.adapters}
+        policies: dict[str, str | None] = {"base": None} | {
+            name_part(item): str(find_adapter(item)) for item in self.adapters
+        }
         answers = {name: self._sample(run, name, adapter, prompts) for name, adapter in policies.items()}
         given = [
             Given(f"{name}/{item.id}", prompt.messages, item.token_ids or ())
@@ -166,12 +170,12 @@ class Frontier(Job):
         methods: dict[str, Any] = {}
         for method in seeds:
             row = {
-                key: _write(mean_interval(column(method, key), level=self.level, seed=self.seed))
+                key: mean_interval(column(method, key), level=self.level, seed=self.seed).round()
                 for key in ("score", "kl", "tokens")
             }
             if method != (self.baseline or "base"):
                 pair = column(self.baseline or "base", "score"), column(method, "score")
-                row["difference"] = _write(paired_difference(*pair, level=self.level, seed=self.seed))
+                row["difference"] = paired_difference(*pair, level=self.level, seed=self.seed).round()
             methods[method] = row
         return methods
 
@@ -185,19 +189,9 @@ def _average_each(values: dict[str, Values]) -> dict[str, dict[str, float]]:
     }
 
 
-def _find(folder: Path) -> Path:
-    """Return the adapter's own folder."""
-    inner = folder / "adapter"
-    return inner if inner.is_dir() else folder
-
-
 def _score(run: Run, given: Sequence[Given], session: Session) -> None:
     with run.progress.stage("base: samples", total=len(given)) as shown:
         for result in session.logprobs(given):
             if result.failure is None:
                 run.store.put("base", result.id, repr(sum(result.token_logprobs)))
             shown.advance()
-
-
-def _write(interval: Interval) -> dict[str, float]:
-    return {key: round(value, 5) for key, value in interval._asdict().items()}

@@ -16,7 +16,7 @@ from counterfoil.records import Dropped, Prompt
 from decode.generate import read_prompts
 from eval.parts import name_part
 from eval.scorers.final_answer import read_final, same_answer
-from eval.stats import Interval, mean_interval
+from eval.stats import mean_interval
 
 __all__ = ["Labels"]
 
@@ -62,7 +62,7 @@ class Labels(Job):
             found = {"coverage": covered, "precision": list(right.values())}
             run.counts["kept"] += len(right)
             run.figures[name_part(path.parent)] = {
-                name: _write(mean_interval(values, level=self.level, seed=self.seed)) for name, values in found.items()
+                name: mean_interval(values, level=self.level, seed=self.seed).round() for name, values in found.items()
             }
         write_json(run.folder / "summary.json", {"num_questions": len(gold), "level": self.level} | run.figures)
 
@@ -93,7 +93,3 @@ def _read_label(row: dict[str, Any]) -> tuple[str, str]:
         return question, side if isinstance(side, str) else side[-1]["content"]
     except (KeyError, TypeError, ValueError, IndexError):
         return "", ""
-
-
-def _write(interval: Interval) -> dict[str, float]:
-    return {key: round(value, 5) for key, value in interval._asdict().items()}

@@ -12,7 +12,7 @@ from typing import Any
 from counterfoil.errors import InputError
 from counterfoil.job import read_manifest
 
-__all__ = ["check_parts", "list_parts", "name_method", "name_part"]
+__all__ = ["check_parts", "find_adapter", "list_parts", "name_method", "name_part"]
 
 
 def list_parts(parts: tuple[Path, ...]) -> dict[str, Path]:
@@ -50,6 +50,12 @@ def name_part(folder: Path) -> str:
 def name_method(folder: Path) -> str:
     """Return the name that a part shares with the other seeds of its method."""
     return re.sub(r"_\d+$", "", name_part(folder))
+
+
+def find_adapter(folder: Path) -> Path:
+    """Return an adapter's own folder, where that of a run with an `adapter` in it may be given."""
+    inner = folder / "adapter"
+    return inner if inner.is_dir() else folder
 
 
 def _read_settings(manifest: dict[str, Any]) -> dict[str, Any]:

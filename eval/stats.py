@@ -18,6 +18,10 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def round(self) -> dict[str, float]:
+        """Return it by name, with five decimals, for a summary."""
+        return {key: round(value, 5) for key, value in self._asdict().items()}
+
 
 def mean_interval(values: Sequence[float], *, level: float = 0.95, seed: int = 0) -> Interval:
     """Estimate a mean with its bootstrap interval. Raises ValueError for no values.

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from align.data import encode, read_groups
+from align.data import encode
 from align.examples import encode_group, find_fault
 from counterfoil.records import Answer, Completion, Dropped, Group, Message, Pair, Prompt, Span
 from decode.chat import load_tokenizer
+from eval.groups import read_groups
 
 ASKED = [{"role": "user", "content": "Hi?"}]
 

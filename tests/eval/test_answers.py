@@ -88,6 +88,7 @@ def test_what_is_known_is_contradicted_and_answers_are_compared(tmp_path: Path) 
     parts = [
         decode(prompts, tmp_path / "follows", "{prompt}"),  # its first line is the context
         decode(prompts, tmp_path / "never", "nothing"),
+        decode(prompts, tmp_path / "again", "nothing"),
         decode(prompts, tmp_path / "some_0", "{prompt}"),
         decode(prompts, tmp_path / "some_1", "{prompt}", seed=1),
     ]
@@ -95,7 +96,14 @@ def test_what_is_known_is_contradicted_and_answers_are_compared(tmp_path: Path) 
     result = Answers(prompts=prompts, parts=tuple(parts), baseline="never").run()
     alone = (result.folder / "summary.json").read_text()
     methods = json.loads(alone)["methods"]
-    assert {name: row["score"]["mean"] for name, row in methods.items()} == {"follows": 1, "never": 0, "some": 0.5}
+    assert {name: row["score"]["mean"] for name, row in methods.items()} == {
+        "follows": 1,
+        "never": 0,
+        "again": 0,
+        "some": 0.5,
+    }
+    wins = {name: row["win_rate"]["mean"] for name, row in methods.items() if name != "never"}
+    assert wins == {"follows": 1, "again": 0.5, "some": 1}, "a tie is half a win"
     assert methods["some"]["difference"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
     assert methods["some"]["original"]["mean"] == pytest.approx(0.5 * 3 / 9, abs=1e-4)
     assert "difference" not in methods["never"]

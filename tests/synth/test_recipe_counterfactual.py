@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from align.data import read_groups
 from align.objectives.thought_path import ThoughtPath
 from counterfoil.config import build
 from counterfoil.job import Finished
 from counterfoil.jsonl import read_jsonl
 from counterfoil.records import Dropped, Exchange, Group, Record
+from eval.groups import read_groups
 from synth.recipes.counterfactual import _combine, _Path, _Rationale
 from synth.synthesize import Synthesize
 

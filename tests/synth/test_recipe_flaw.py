@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.data import read_groups
 from align.objectives.unlikelihood import Unlikelihood
 from counterfoil.config import build
 from counterfoil.job import Finished
@@ -19,6 +18,7 @@ from counterfoil.records import Comparison, Dropped, Exchange, Group, Pair, Reco
 from decode.dialogue import Speaker
 from decode.engine import Given, GivenLogprobs, Request, Result
 from decode.engines.scripted import Scripted, ScriptedSession
+from eval.groups import read_groups
 from synth.recipes.flaw import RULES, Change, find_changes
 from synth.synthesize import Synthesize
 

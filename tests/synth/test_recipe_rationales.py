@@ -236,8 +236,8 @@ def test_what_comes_in_goes_out_as_a_group_or_a_named_drop(job: Synthesize, tmp_
 
 
 def test_distill_takes_what_it_makes(job: Synthesize, tmp_path: Path) -> None:
-    from align.data import read_groups
     from align.objectives.distill import Distill
+    from eval.groups import read_groups
 
     done = job.run(tmp_path / "run", quiet=True)
     groups = list(read_groups(done.path("groups.jsonl")))
