@@ -259,7 +259,9 @@ def compare_kinds(folder: str, out: str) -> None:
         spent = {"matrix products": 0.0, "attention": 0.0, "the rest": 0.0}
         for item in seen.key_averages():
             kind = "attention" if "scaled_dot_product" in item.key else "the rest"
-            spent["matrix products" if item.key in ("aten::mm", "aten::bmm") else kind] += item.self_cpu_time_total / 1e6
+            spent["matrix products" if item.key in ("aten::mm", "aten::bmm") else kind] += (
+                item.self_cpu_time_total / 1e6
+            )
         total = sum(spent.values())
         shares = ", ".join(f"{kind} {seconds / total:.2f}" for kind, seconds in spent.items())
         print(f"prompt {prompt}, answers {answer}, ours cached: {total:.2f} s a step: {shares}", flush=True)

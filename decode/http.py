@@ -43,6 +43,7 @@ class HttpError(Exception):
         status: int | None = None,
         again: bool = False,
         crowded: bool = False,
+        gone: bool = False,
         wait_s: float = 0.0,
     ) -> None:
         super().__init__(sentence)
@@ -52,6 +53,8 @@ class HttpError(Exception):
         """Whether another try may help."""
         self.crowded = crowded
         """Whether the server has too many requests at a time."""
+        self.gone = gone
+        """Whether nobody is there to answer."""
         self.wait_s = wait_s
         """How long the server asks to wait before that."""
 
@@ -114,6 +117,7 @@ class HttpClient:
             for _ in range(0, max_in_flight, _LANE)
         ]
         self._next_lane = itertools.cycle(self._lanes)
+        self._heard_at = 0.0  # when the server last said anything, by the monotonic clock
         self._background = Background("openai_api")
 
     def redact(self, text: str) -> str:
@@ -140,7 +144,8 @@ class HttpClient:
         """Send `body` to `path` (or to a whole address) and return the JSON object that comes back.
 
         Raises:
-            HttpError: a 4xx status at once; anything that may pass once tries or time have run out.
+            HttpError: a 4xx status at once; anything that may pass once tries or time have run out. It is `gone` where no try
+                found a server, and none of any other request did since this one began.
         """
         patience = patience or self._patience
         url = path if "://" in path else self._base_url + path
@@ -162,7 +167,8 @@ class HttpClient:
                 if late or tries > patience.retries:
                     why = f", the next in {wait_s:.3g} s would pass deadline_s={patience.deadline_s:g}" if late else ""
                     sentence = f"{failure} (tries: {tries} in {elapsed_s:.1f} s{why})"
-                    raise HttpError(sentence, status=failure.status) from None
+                    gone = failure.gone and self._heard_at < start
+                    raise HttpError(sentence, status=failure.status, gone=gone) from None
             await asyncio.sleep(wait_s)
 
     async def _try(self, method: str, url: str, body: dict[str, Any] | None, timeout_s: float) -> dict[str, Any]:
@@ -189,8 +195,11 @@ class HttpClient:
         except (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
             failure = HttpError(self.redact(f"cannot be sent: {type(error).__name__}: {error}"))
         except httpx.RequestError as error:
-            failure = HttpError(self.redact(f"connection failed: {type(error).__name__}: {error}"), again=True)
+            sentence = self.redact(f"connection failed: {type(error).__name__}: {error}")
+            # One that hangs up on a request is there for the others.
+            failure = HttpError(sentence, again=True, gone=isinstance(error, httpx.ConnectError))
         else:
+            self._heard_at = time.monotonic()
             return self._read(response)
         raise failure  # out here, so that no cause is attached: it would hold the headers
 

@@ -181,7 +181,7 @@ class OpenaiSession(Session):
 
     def __init__(self, engine: OpenaiApi, model: str, client: HttpClient, *, is_vllm: bool) -> None:
         self._model, self._client, self._is_vllm = model, client, is_vllm
-        self._root = engine.base_url.removesuffix("/v1")
+        self._address, self._root = engine.base_url, engine.base_url.removesuffix("/v1")
         self._wants_ids = True
         self._tokenizes: bool | None = None
 
@@ -229,11 +229,21 @@ class OpenaiSession(Session):
         self._client.close()
 
     async def _catch(self, work: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT | str:
-        """Return what `work` returns or, as a sentence, why it failed: one request never hurts another."""
+        """Return what `work` returns or, as a sentence, why it failed: one request never hurts another.
+
+        Raises EngineError where the server is gone: those that are left would fail one by one.
+        """
         try:
             return await work()
         except HttpError as failure:
-            return str(failure)
+            if not failure.gone:
+                return str(failure)
+            raise EngineError(
+                "openai_api: base_url",
+                given=f"{self._address} went away: {failure}",
+                allowed="a server that stays until all is answered",
+                do="Start it again and run the same command: what was answered is kept.",
+            ) from None
         except Exception as error:
             return self._client.redact(f"{type(error).__name__}: {error}")
 
