@@ -33,7 +33,8 @@ class Embed(Job):
     VERB: ClassVar[str] = "align"
 
     data: InputPath
-    """JSONL with the columns anchor, positive and perhaps negative, as `synth` writes triplets.jsonl."""
+    """JSONL with the columns anchor, positive and perhaps negative, as `synth` writes triplets.jsonl; or groups, whose chosen
+    answers are one positive together, each weighed by its score, for a loss of ours."""
     model: str = "minilm"
     """A name, a folder or a hub id of a sentence-transformers model; a plain encoder gets mean pooling."""
     loss: EmbeddingLoss = InfoNce()
@@ -44,6 +45,8 @@ class Embed(Job):
     """Set before every anchor, for models that were trained with one (`query: `)."""
     text_prefix: str = ""
     """Set before every positive and negative (`passage: `)."""
+    neighbours: int = Field(default=4, ge=1)
+    """Of the texts that are one positive together, so many are read, the heaviest; each costs a pass over it."""
     max_tokens: int | None = Field(default=None, ge=8)
     """Tokens of a text that are read in training; what is longer is cut off and counted. None is the model's own limit."""
     epochs: float = Field(default=1.0, gt=0)
@@ -73,9 +76,12 @@ class Embed(Job):
             allowed, do = "the package sentence-transformers", "uv pip install 'counterfoil[synth]'"
             raise EngineError("align embed", given="it is not installed", allowed=allowed, do=do)
 
-    def texts_of(self, row: Triplet) -> dict[str, str]:
-        """Return what is read of a row, by column."""
-        found = {"anchor": self.anchor_prefix + row.anchor, "positive": self.text_prefix + row.positive}
+    def texts_of(self, row: Triplet, *, num_positives: int = 1) -> dict[str, str]:
+        """Return what is read of a row, by column; where it has fewer positives than `num_positives`, the first again."""
+        texts = [*row.shares] or [row.positive]
+        texts += [texts[0]] * (num_positives - len(texts))
+        found = {"anchor": self.anchor_prefix + row.anchor}
+        found |= {f"positive_{at}" if at else "positive": self.text_prefix + text for at, text in enumerate(texts)}
         return found if row.negative is None else {**found, "negative": self.text_prefix + row.negative}
 
     def work(self, run: Run) -> None:
@@ -107,7 +113,7 @@ class Embed(Job):
     def _read(self, run: Run) -> list[Triplet]:
         run.open_output("dropped.jsonl")
         run.open_output("metrics.jsonl")
-        rows = list(run.sift(read_triplets(self.data)))
+        rows = [self._keep_heaviest(row) for row in run.sift(read_triplets(self.data))]
         run.counts["kept"] = len(rows)
         if len(rows) < 2:
             given = f"{len(rows)} rows left to train on ({dict(run.dropped)})"
@@ -117,6 +123,11 @@ class Embed(Job):
             )
             raise InputError(f"data: {self.data}", given=given, allowed=allowed, do=do)
         return rows
+
+    def _keep_heaviest(self, row: Triplet) -> Triplet:
+        heaviest = sorted(row.shares.items(), key=lambda item: -item[1])[: self.neighbours]
+        whole = sum(weight for _, weight in heaviest)
+        return row.model_copy(update={"shares": {text: weight / whole for text, weight in heaviest}})
 
     def _load(self, folder: Path) -> Any:
         from sentence_transformers import SentenceTransformer

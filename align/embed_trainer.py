@@ -22,6 +22,7 @@ from transformers import PrinterCallback
 
 from align.embedding_loss import Embedded, OwnLoss, Vectors
 from align.training import refuse_not_finite
+from counterfoil.errors import ConfigError
 from counterfoil.records import Triplet
 
 if TYPE_CHECKING:
@@ -54,10 +55,10 @@ class OwnModule(torch.nn.Module):
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor) -> Tensor:
         """Return the loss of a batch; `labels` are the rows' numbers."""
-        features = list(sentence_features)
-        slow = self._embed_slowly(features)
-        now = _join(embed_columns(self.model, features))
-        batch = Embedded(now, slow or now, [self._rows[at] for at in labels.tolist()], labels)
+        features, rows = list(sentence_features), [self._rows[at] for at in labels.tolist()]
+        slow = self._embed_slowly(features, rows)
+        now = _join(embed_columns(self.model, features), rows)
+        batch = Embedded(now, slow or now, rows, labels)
         found = self._objective.loss(batch, {name: self.get_buffer(name) for name in self._names})
         for name, value in found.metrics.items():
             self.shown[name].append(value.detach().float())
@@ -69,19 +70,26 @@ class OwnModule(torch.nn.Module):
         return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in own.items()}
 
     @torch.no_grad()
-    def _embed_slowly(self, features: Sequence[dict[str, Any]]) -> Vectors | None:
+    def _embed_slowly(self, features: Sequence[dict[str, Any]], rows: Sequence[Triplet]) -> Vectors | None:
         """Move the copy towards the model, then embed with it, without dropout."""
         if self._momentum is None:
             return None
         for slow, quick in zip(self.copy.parameters(), self.model.parameters(), strict=True):
             slow.lerp_(quick.to(slow.dtype), 1 - self._momentum)
         self.copy.eval()  # a trainer may put all parts of a loss into training
-        return _join([self.copy(dict(each))["sentence_embedding"] for each in features])
+        return _join([self.copy(dict(each))["sentence_embedding"] for each in features], rows)
 
 
-def _join(columns: Sequence[Tensor]) -> Vectors:
-    unit = [normalize(each.float(), dim=1) for each in columns]
-    return Vectors(unit[0], torch.cat(unit[1:]))
+def _join(columns: Sequence[Tensor], rows: Sequence[Triplet]) -> Vectors:
+    """Bring the columns anchor, positives and perhaps negative to unit length, several positives to one."""
+    anchor_BD, *others = [normalize(each.float(), dim=1) for each in columns]
+    count = len(others) - (rows[0].negative is not None)
+    if count > 1:
+        shares = [[*row.shares.values()] or [1.0] for row in rows]
+        weight_BP = torch.tensor([each + [0.0] * (count - len(each)) for each in shares], device=anchor_BD.device)
+        pooled_BD = torch.einsum("bp,pbd->bd", weight_BP, torch.stack(others[:count]))
+        others[:count] = [normalize(pooled_BD, dim=1)]
+    return Vectors(anchor_BD, torch.cat(others))
 
 
 class EmbedTrainer(SentenceTransformerTrainer):
@@ -131,12 +139,19 @@ def make_trainer(
 ) -> EmbedTrainer:
     """Return what trains a model on rows; those with a negative and those without never share a batch.
 
-    Raises ConfigError where the loss does not go with the model or the batch.
+    Raises ConfigError where the loss does not go with the model, the rows or the batch.
     """
+    num_positives = max(1, *(len(row.shares) for row in rows))
+    if num_positives > 1 and not isinstance(embed.loss, OwnLoss):
+        raise ConfigError(
+            "loss", given=f"{type(embed.loss).__name__}, for positives of several texts",
+            allowed="a loss of ours, such as pooled", do="Give loss=pooled, or neighbours=1.",
+        )  # fmt: skip
     loss = embed.loss.build(model, rows, batch_size=embed.batch_size)
     kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for at, row in enumerate(rows):
-        kinds["pairs" if row.negative is None else "triplets"].append({**embed.texts_of(row), "label": at})
+        texts = embed.texts_of(row, num_positives=num_positives)
+        kinds["pairs" if row.negative is None else "triplets"].append({**texts, "label": at})
     sets = {name: Dataset.from_list(kind) for name, kind in sorted(kinds.items())}
     on_gpu = torch.cuda.is_available()
     settings = SentenceTransformerTrainingArguments(

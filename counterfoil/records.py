@@ -217,6 +217,9 @@ class Triplet(Record):
     anchor: str
     positive: str
     negative: str | None = None
+    shares: dict[str, float] = {}
+    """Texts that are one positive together, each with its weight, all weights together 1: the positive's vector is then the
+    weighted mean of theirs. Empty where `positive` stands alone; else that is the heaviest."""
     prompt_id: str = ""
     recipe: str = ""
 

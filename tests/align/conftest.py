@@ -1,6 +1,7 @@
-"""An interrupt in the middle of a training."""
+"""An interrupt in the middle of a training; a small embedder."""
 
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from align.training import watch
 from counterfoil.job import Job
+from counterfoil.models import find_model
 
 
 @pytest.fixture
@@ -33,3 +35,26 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 job.run(folder, quiet=True)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a BERT of two small layers and random weights, with dropout, that reads MiniLM's tokens."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    torch.manual_seed(0)
+    base, folder = tmp_path_factory.mktemp("bert"), tmp_path_factory.mktemp("embedder")
+    tokenizer = AutoTokenizer.from_pretrained(find_model("minilm"))
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    SentenceTransformer(modules=[Transformer(str(base), max_seq_length=32), Pooling(24)], device="cpu").save_pretrained(
+        str(folder), create_model_card=False
+    )
+    return folder

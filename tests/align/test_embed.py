@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import losses as library
-from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 from align import embed as embed_module
 from align.embed import Embed
@@ -29,30 +28,8 @@ from align.train import Lora
 from align.triplets import read_triplets
 from counterfoil.config import build
 from counterfoil.errors import ConfigError, InputError, RunError
-from counterfoil.models import find_model
 from counterfoil.records import Dropped, Triplet
 from decode.embedders.sentence_transformers import SentenceTransformers
-
-
-@pytest.fixture(scope="module")
-def tiny_embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a BERT of two small layers and random weights, with dropout, that reads MiniLM's tokens."""
-    from transformers import AutoTokenizer, BertConfig, BertModel
-
-    torch.manual_seed(0)
-    base, folder = tmp_path_factory.mktemp("bert"), tmp_path_factory.mktemp("embedder")
-    tokenizer = AutoTokenizer.from_pretrained(find_model("minilm"))
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=64,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(base)
-    tokenizer.save_pretrained(base)
-    SentenceTransformer(modules=[Transformer(str(base), max_seq_length=32), Pooling(24)], device="cpu").save_pretrained(
-        str(folder), create_model_card=False
-    )
-    return folder
-
 
 WORDS = [
     "river", "stone", "copper", "lantern", "orchard", "violin", "harbour", "meadow", "granite", "pepper", "saddle", "thunder",
