@@ -45,6 +45,8 @@ def _read_row(row: dict[str, Any]) -> Triplet | Dropped:
 
     if isinstance(row.get("answers"), list):
         row = _read_group(row)
+        if not row:
+            return drop("no chosen answer")
     if not {"anchor", "positive"} <= row.keys():
         return drop("missing column", f"columns: {', '.join(sorted(row))}")
     shares = row.get("shares") or {}

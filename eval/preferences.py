@@ -89,7 +89,13 @@ class Preferences(Job):
         if len(names) == 1:
             do = "Give adapters=RUN,RUN, or methods."
             raise InputError("adapters, methods", given="none", allowed="one at least", do=do)
-        known = {name_method(Path(name)) for name in names} - {BASE}
+        trained, named = (
+            {name_method(Path(name)) for name in each} for each in (map(name_part, self.adapters), self.methods)
+        )
+        if mixed := trained & named | (trained | named) & {BASE}:
+            allowed = "names that differ in a number at the end only for seeds of one policy, and none of them `base`"
+            raise InputError("adapters, methods", given=", ".join(sorted(mixed)), allowed=allowed, do="Rename one.")
+        known = trained | named
         if self.baseline is not None and self.baseline not in known:
             given, allowed = repr(self.baseline), ", ".join(sorted(known))
             raise InputError("baseline", given=given, allowed=allowed, do="Name one of these.")

@@ -53,7 +53,7 @@ def test_a_group_is_one_row(tmp_path: Path) -> None:
 NO_WEIGHT = "weights that are no weights"
 
 
-@pytest.mark.parametrize(("weights", "reason"), [((), "missing column"), ((0.5, -0.5), NO_WEIGHT)])
+@pytest.mark.parametrize(("weights", "reason"), [((), "no chosen answer"), ((0.5, -0.5), NO_WEIGHT)])
 def test_a_group_that_cannot_teach_is_dropped_by_name(weights: tuple[float, ...], reason: str, tmp_path: Path) -> None:
     (found,) = read(tmp_path / "groups.jsonl", make_group("river", *weights))
     assert isinstance(found, Dropped)

@@ -1,12 +1,13 @@
 """Score against divergence: how far an adapter is from the base model, against what transformers and PEFT say."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from counterfoil.errors import InputError
@@ -20,21 +21,12 @@ TASK = Constraints(count=5, difficulty="easy")
 
 
 @pytest.fixture(scope="module")
-def adapters(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def adapters(make_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One that changes nothing, and two seeds of one that changes much."""
-    found: dict[str, Path] = {}
-    for name, scale in (("none_1", 0.0), ("far_2_0", 0.1), ("far_2_1", 0.1)):
-        torch.manual_seed(len(found))
-        model = get_peft_model(
-            AutoModelForCausalLM.from_pretrained(tiny_model),
-            LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
-        )
-        for key, weight in model.named_parameters():
-            if "lora_B" in key:
-                torch.nn.init.normal_(weight, std=scale)
-        found[name] = tmp_path_factory.mktemp("adapters") / name
-        model.save_pretrained(found[name])
-    return found
+    return {
+        name: make_adapter(tmp_path_factory.mktemp("adapters") / name, scale=scale, seed=seed)
+        for seed, (name, scale) in enumerate((("none_1", 0.0), ("far_2_0", 0.1), ("far_2_1", 0.1)))
+    }
 
 
 def measure(folder: Path, model: Path, adapters: dict[str, Path], **changes: Any) -> Finished:

@@ -1,12 +1,13 @@
 """Preferences of held-out pairs: log-probabilities as transformers and PEFT have them, figures as they are defined."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from counterfoil.errors import EngineError, InputError
@@ -43,21 +44,12 @@ def pairs(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def adapters(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One that changes nothing, and two seeds of one that changes much."""
+def adapters(make_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs with one that changes nothing, and two seeds of one that changes much."""
     found: dict[str, Path] = {}
-    for name, scale in (("none", 0.0), ("far_0", 0.3), ("far_1", 0.3)):
-        torch.manual_seed(len(found))
-        model = get_peft_model(
-            AutoModelForCausalLM.from_pretrained(tiny_model),
-            LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
-        )
-        for key, weight in model.named_parameters():
-            if "lora_B" in key:
-                torch.nn.init.normal_(weight, std=scale)
-        run = tmp_path_factory.mktemp("runs") / name
-        found[name] = run
-        model.save_pretrained(run / "adapter")
+    for seed, (name, scale) in enumerate((("none", 0.0), ("far_0", 0.3), ("far_1", 0.3))):
+        found[name] = tmp_path_factory.mktemp("runs") / name
+        make_adapter(found[name] / "adapter", scale=scale, seed=seed)
     return found
 
 
@@ -135,6 +127,9 @@ def test_bad_input_is_named(tmp_path: Path, tiny_model: Path, pairs: Path, adapt
         measure(tmp_path / "b", tiny_model, pairs, adapters=(adapters["none"],), baseline="near")
     with pytest.raises(InputError, match="a name each"):
         measure(tmp_path / "c", tiny_model, pairs, adapters=(adapters["none"], adapters["none"]))
+    for name in ("far", "base_1"):
+        with pytest.raises(InputError, match="seeds of one policy"):
+            Preferences(pairs=pairs, adapters=(adapters["far_0"],), methods={name: Decoupled()}).check()
     with pytest.raises(EngineError, match="two_adapters"):
         Preferences(pairs=pairs, methods={"both": Decoupled()}, engine=Scripted()).check()
     empty = tmp_path / "empty.jsonl"
