@@ -87,6 +87,8 @@ class Train(Job):
     """A new adapter; with `start` it is that one's."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the data."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Steps, whatever `epochs` says, so that trainings on more and on fewer groups take as many; None goes by `epochs`."""
     learning_rate: float = Field(default=2.0e-4, gt=0)
     """At its peak."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
@@ -134,6 +136,7 @@ class Train(Job):
         shares = {
             name: self._share(run, part, groups) for name, part in parts.items()
         }  # all, before the first is trained
+        passes = self.epochs
         for name, objective in parts.items():
             history = self._train(run, folder, name, objective, shares[name])
             for row in history:
@@ -141,6 +144,8 @@ class Train(Job):
             prefix = "" if len(parts) == 1 else f"{name}_"
             figures = _summarise(history, getattr(objective, "beta", None))
             run.figures |= {f"{prefix}{key}": value for key, value in figures.items()}
+            passes = history[-1]["epoch"]
+        run.tokens["trained"] = round(run.tokens.get("trained", 0) * passes)
         if run.leader is None:
             shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
 
@@ -166,7 +171,6 @@ class Train(Job):
             raise InputError(
                 f"data: {self.data}", given=given, allowed=allowed, do="Train on them one after the other."
             )
-        run.tokens["trained"] = round(run.tokens.get("trained", 0) * self.epochs)
         return groups
 
     def _share(self, run: Run, part: Objective, groups: list[Group]) -> list[Group]:
@@ -224,7 +228,7 @@ class Train(Job):
         with log_to(run.folder / "tensorboard" / name), memory():
             trainer = make_trainer(self, objective, groups, folder=folder, checkpoints=checkpoints, run=run)
         batches = math.ceil(len(trainer.train_dataset) / (self.batch_size * trainer.args.world_size))
-        steps = math.ceil(math.ceil(batches / self.accumulate) * self.epochs)
+        steps = self.max_steps or math.ceil(math.ceil(batches / self.accumulate) * self.epochs)
         checkpoint = find_checkpoint(checkpoints)
         stage_name = "train" if name == "adapter" else f"train {name}"
         with run.progress.stage(stage_name, total=steps, already=read_step(checkpoint)) as stage:

@@ -139,6 +139,7 @@ def _settings(train: "Train", checkpoints: Path, *, half: bool) -> dict[str, Any
     return {
         "output_dir": str(checkpoints),
         "num_train_epochs": train.epochs,
+        "max_steps": train.max_steps or -1,
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": train.schedule,
         "warmup_steps": train.warmup_frac,

@@ -1,5 +1,5 @@
 "use strict";
-// The browser of pairs. Texts lie in the page in deflated chunks (eval/report_pairs.py) and are opened when they are looked at.
+// The browser of what a run made. Texts lie in the page in deflated chunks (eval/report_pairs.py) and are opened when they are looked at.
 (() => {
   const PAGE = 20;
   const MAX_CELLS = 400000;
@@ -83,12 +83,33 @@
     return marks;
   }
 
-  // Words stand at the even places and the space between them at the odd ones.
-  const split = (text) => text.split(/(\s+)/);
   const show = (number) => (number === null ? "-" : String(Number(number.toPrecision(4))));
   const count = (number) => number.toLocaleString("en-US");
+  const TONES = { positive: "chosen", negative: "rejected" };
 
-  function side(name, score, pieces, marks) {
+  // Pieces of a text, and of each whether it is marked: the labelled ones, `ends` being where they begin and stop.
+  function cut(text, ends) {
+    const places = [0, ...ends, text.length];
+    return places.slice(1).map((end, i) => [text.slice(places[i], end), i % 2 === 1]);
+  }
+
+  // Words that another text lacks: words stand at the even places and the space between them at the odd ones.
+  function compare(text, other) {
+    const [a, b] = [text, other].map((whole) => whole.split(/(\s+)/));
+    const [marks, others] = differ(...[a, b].map((pieces) => pieces.filter((_, at) => at % 2 === 0)));
+    const join = (pieces, found) => pieces.map((piece, i) => [piece, i % 2 === 0 ? found[i / 2] : found[(i - 1) / 2] && found[(i + 1) / 2]]);
+    return [join(a, marks), join(b, others)];
+  }
+
+  // The pieces of each side, marked. Of several sides each is compared with the first; of two both are marked.
+  function mark(sides, compared) {
+    const plain = ([, , text, , ends = []]) => cut(text, ends);
+    if (!compared || sides.length < 2 || sides.some(([, , , , ends = []]) => ends.length)) return sides.map(plain);
+    const found = sides.slice(1).map((side) => compare(sides[0][2], side[2]));
+    return [found.length === 1 ? found[0][0] : plain(sides[0]), ...found.map((pair) => pair[1])];
+  }
+
+  function side([name, score, , note], pieces) {
     const body = makeText(" ");
     body.textContent = "";
     let run = "";
@@ -97,22 +118,23 @@
       if (run) body.append(marked ? make("mark", "", run) : run);
       run = "";
     };
-    pieces.forEach((piece, i) => {
-      const now = i % 2 === 0 ? marks[i / 2] : marks[(i - 1) / 2] && marks[(i + 1) / 2];
+    pieces.forEach(([piece, now]) => {
       if (now !== marked) flush();
       marked = now;
       run += piece;
     });
     flush();
-    return make("div", name, make("p", "label", `${name}, score ${show(score)}`), body);
+    if (!body.textContent.trim()) body.append(make("em", "soft", "(empty)"));
+    const words = [name, score === null ? "" : `score ${show(score)}`, note].filter(Boolean).join(", ");
+    return make("div", TONES[name] ?? name, make("p", "label", words), body);
   }
 
-  function drawReply([index, text, finish, tokens, scores], pair) {
+  function drawReply([index, text, finish, tokens, scores], sides) {
     const words = [`answer ${index}`, `${tokens} tokens`];
     if (finish !== "stop") words.push(finish === "length" ? "cut off" : finish);
     const label = make("p", "label", words.join(", "));
-    [["chosen", pair[1]], ["rejected", pair[2]]].forEach(([name, given]) => {
-      if (text.trim() === given.trim()) label.append(" ", make("span", `badge ${name}`, name));
+    new Set(sides.filter((one) => text.trim() === one[2].trim()).map(([name]) => name)).forEach((name) => {
+      if (name !== "answer") label.append(" ", make("span", `badge ${TONES[name] ?? name}`, name));
     });
     const box = make("div", "reply", label, makeText(text));
     scores.forEach(([scorer, value, detail]) => {
@@ -121,14 +143,14 @@
     return box;
   }
 
-  function drawDialogue(dialogue, pair) {
+  function drawDialogue(dialogue, sides) {
     const asked = dialogue.asked.map(([step, role, sent, replies], number) => {
       const title = `${number + 1}. ${step}, ${role || "main model"}: ${replies.length === 1 ? "1 answer" : `${replies.length} answers`}`;
       const box = make("details", "exchange", make("summary", "", title));
       box.open = number === 0;
       box.append(make("p", "label", "sent"));
       sent.forEach(([who, text]) => box.append(make("p", "label", who), makeText(text)));
-      box.append(make("p", "label", "came back"), make("div", "sides", ...replies.map((reply) => drawReply(reply, pair))));
+      box.append(make("p", "label", "came back"), make("div", "sides", ...replies.map((reply) => drawReply(reply, sides))));
       return box;
     });
     const verdicts = dialogue.verdicts.map(([judge, one, other, forward, backward]) => {
@@ -141,7 +163,7 @@
     return [...asked, ...rest];
   }
 
-  // A field of all pairs: numbers, or choices as places in a list of values.
+  // A field of all items: numbers, or choices as places in a list of values.
   class Field {
     constructor({ name, numbers, values, codes }) {
       Object.assign(this, { name, numbers, values, codes });
@@ -193,7 +215,7 @@
   async function browse(root) {
     const part = root.dataset.browser;
     const index = JSON.parse(document.getElementById(`index-${part}`).textContent);
-    const pairs = new Shelf(`pairs-${part}`, index.pairs);
+    const items = new Shelf(`items-${part}`, index.items);
     const dialogues = new Shelf(`dialogues-${part}`, index.dialogues);
     const packed = JSON.parse(await inflate(document.getElementById(`fields-${part}`)));
     const fields = packed.fields.map((field) => new Field(field));
@@ -203,56 +225,54 @@
     const tests = new Map();
     let [page, found, timer, turn] = [0, [], 0, 0];
 
-    function drawPair(i, pair) {
-      const [prompt, chosen, rejected, id] = pair;
-      const [a, b] = [split(chosen), split(rejected)];
-      const even = (pieces) => pieces.filter((_, at) => at % 2 === 0);
-      const [marksA, marksB] = differ(even(a), even(b));
+    const single = index.kind[0].toUpperCase() + index.kind.slice(1, -1);
+
+    function drawItem(i, [id, prompt, sides]) {
+      const pieces = mark(sides, index.marks);
       const facts = fields.filter((field) => field.say(i) && !field.name.startsWith("score of")).map((field) => make("span", "", `${field.name} `, make("b", "", field.say(i))));
-      const score = (name) => fields.find((field) => field.name === `score of the ${name}`).numbers[i];
       const made = make("details", "made", make("summary", "", "How it was made"));
       made.addEventListener("toggle", async () => {
         if (!made.open || made.childElementCount > 1) return;
         const at = packed.dialogues[i];
         if (at < 0) made.append(make("p", "soft", "This page does not hold its dialogue; exchanges.jsonl may."));
-        else made.append(...drawDialogue(await dialogues.row(at), pair));
+        else made.append(...drawDialogue(await dialogues.row(at), sides));
       });
-      return make("article", "pair",
-        make("p", "soft", `Pair ${count(i + 1)}, id ${id}`), makeText(prompt, "prompt"),
-        make("div", "sides", side("chosen", score("chosen"), a, marksA), side("rejected", score("rejected"), b, marksB)),
-        make("p", "facts", ...facts), made);
+      return make("article", "item",
+        make("p", "soft", `${single} ${count(i + 1)}, id ${id}`), makeText(prompt, "prompt"),
+        make("div", "sides", ...sides.map((one, at) => side(one, pieces[at]))), make("p", "facts", ...facts), made);
     }
 
     async function draw(mine, words = "") {
       const pages = Math.max(1, Math.ceil(found.length / PAGE));
       page = Math.min(Math.max(page, 0), pages - 1);
       const shown = found.slice(page * PAGE, (page + 1) * PAGE);
-      const rows = await Promise.all(shown.map((i) => pairs.row(i)));
+      const rows = await Promise.all(shown.map((i) => items.row(i)));
       if (mine !== turn) return;
-      status.textContent = words || `${count(found.length)} of ${count(index.num)} pairs, page ${count(page + 1)} of ${count(pages)}`;
-      list.replaceChildren(...shown.map((i, at) => drawPair(i, rows[at])));
+      status.textContent = words || `${count(found.length)} of ${count(index.num)} ${index.kind}, page ${count(page + 1)} of ${count(pages)}`;
+      list.replaceChildren(...shown.map((i, at) => drawItem(i, rows[at])));
       back.disabled = page === 0;
       next.disabled = page === pages - 1;
       Object.assign(go, { value: page + 1, max: pages, disabled: false });
     }
 
-    // Return the pairs that hold a text, or null where another search began meanwhile.
+    // Return the items that hold a text, or null where another search began meanwhile.
     async function seek(text, mine) {
       const needle = text.toLowerCase();
       const raw = JSON.stringify(needle).slice(1, -1);
-      const place = where.value === "" ? -1 : Number(where.value);
+      const place = where.value;
+      const collect = ([id, prompt, sides]) => (place === "prompt" ? [prompt] : [
+        ...(place ? [] : [id, prompt]), ...sides.filter(([name]) => !place || name === place).flatMap(([, , text, note = ""]) => [text, note])]);
       const hits = new Uint8Array(index.num);
       let since = performance.now();
-      for (let at = 0; at < pairs.elements.length; at += 1) {
-        const json = await inflate(pairs.elements[at]);
+      for (let at = 0; at < items.elements.length; at += 1) {
+        const json = await inflate(items.elements[at]);
         if (json.toLowerCase().includes(raw)) {
           JSON.parse(json).forEach((row, i) => {
-            const texts = place < 0 ? row : [row[place]];
-            hits[index.pairs[at] + i] = Number(texts.some((part) => part.toLowerCase().includes(needle)));
+            hits[index.items[at] + i] = Number(collect(row).some((part) => part.toLowerCase().includes(needle)));
           });
         }
         if (performance.now() - since > BREATH_MS) {
-          status.textContent = `Searching: ${count(index.pairs[at])} of ${count(index.num)} pairs`;
+          status.textContent = `Searching: ${count(index.items[at])} of ${count(index.num)} ${index.kind}`;
           await new Promise((resume) => { setTimeout(resume, 0); });
           since = performance.now();
         }

@@ -1,8 +1,8 @@
-"""What the page holds of pairs: their texts, their fields, and the dialogues that made them, packed so that 100,000 fit.
+"""What the page holds of items: their texts, their fields, and the dialogues that made them, packed so that 100,000 fit.
 
 Texts lie in chunks of JSON, deflated and in base64, which the page's script opens one at a time; fields lie apart, so that
-the script filters and sorts without any text. Pairs and dialogues are joined by their prompt's id; where a recipe answers a
-prompt that it wrote itself, by the chosen answer's text.
+the script filters and sorts without any text. Items and dialogues are joined by their prompt's id; where a recipe answers a
+prompt that it wrote itself, by the text of the chosen, or the first, answer.
 """
 
 import base64
@@ -19,9 +19,10 @@ from markupsafe import Markup
 
 from counterfoil.account import Account, read_records
 from counterfoil.records import Comparison, Exchange, Message, Pair, Prompt, Score
+from eval.report_items import Item, Kind, find_kind
 from eval.report_plots import clean
 
-__all__ = ["Chunks", "Packed", "join_messages", "pack_pairs"]
+__all__ = ["Chunks", "Packed", "pack_items"]
 
 LEVEL = 4
 """Of zlib: 6 makes texts 5 to 12 % smaller in three times the time."""
@@ -69,83 +70,94 @@ def _pack(text: str) -> Markup:
 class Packed:
     """What the page holds of one synthesis."""
 
-    pairs: Chunks
+    kind: Kind
+    """What the items are."""
+    items: Chunks
     dialogues: Chunks
     fields: Markup
-    """Of every pair, packed: numbers as they are, choices as their places in a list."""
-    num_pairs: int
-    """Of all pairs of the run, those that the page holds."""
+    """Of every item, packed: numbers as they are, choices as their places in a list."""
+    num_items: int
+    """Of all items of the run, those that the page holds."""
+    num_made: int
+    """All items of the run."""
     num_without: int
-    """Pairs whose dialogue is not in the page."""
+    """Items whose dialogue is not in the page."""
 
     @property
     def index(self) -> dict[str, Any]:
         """Where what is, for the page's script."""
-        return {"num": self.num_pairs, "pairs": self.pairs.starts, "dialogues": self.dialogues.starts}
+        return {
+            "num": self.num_items,
+            "kind": self.kind.name,
+            "marks": self.kind.marks,
+            "items": self.items.starts,
+            "dialogues": self.dialogues.starts,
+        }
 
 
-def pack_pairs(folder: Path, account: Account, *, max_pairs: int, max_dialogue_chars: int) -> Packed:
-    """Pack the pairs of a run, and the dialogues that made them as far as they fit; count all that is read in `account`."""
+def pack_items(folder: Path, account: Account, *, max_items: int, max_dialogue_chars: int) -> Packed:
+    """Pack what a run made, and the dialogues that made it as far as they fit; count all that is read in `account`."""
     pages = {item.id: item for item in account.read(folder / "prompts.jsonl", Prompt)}
     begun = frozenset(pages)
     pages |= {item.id: item for item in account.read(folder / "instructions.jsonl", Prompt)}
-    pairs, fields, sought = Chunks(), _Fields(), _Sought(begun)
-    for number, pair in enumerate(account.read(folder / "pairs.jsonl", Pair)):
-        account.pairs.add(pair)
-        if number >= max_pairs:
-            continue
-        pairs.add([*(clean(join_messages(side)) for side in (pair.prompt, pair.chosen, pair.rejected)), clean(pair.id)])
-        fields.add(pair, pages.get(pair.prompt_id))
-        sought.add(pair)
-    pairs.close()
+    kind = find_kind(folder)
+    items, fields, sought, num_made = Chunks(), _Fields(), _Sought(begun), 0
+    for record, item in kind.walk(folder, account):
+        num_made += 1
+        if isinstance(record, Pair):
+            account.pairs.add(record)
+        if num_made <= max_items:
+            items.add([clean(item.id), clean(item.prompt), [side.pack() for side in item.sides]])
+            fields.add(item, pages.get(item.prompt_id))
+            sought.add(item)
+    items.close()
     dialogues, places = _pack_dialogues(folder, account, pages, sought, max_dialogue_chars)
     found = [places.get(key, -1) for key in sought.keys]
     return Packed(
-        pairs=pairs,
+        kind=kind,
+        items=items,
         dialogues=dialogues,
         fields=_pack(fields.dump(found)),
-        num_pairs=len(sought.keys),
+        num_items=len(sought.keys),
+        num_made=num_made,
         num_without=found.count(-1),
     )
 
 
 class _Fields:
-    """The fields of pairs, by name, a place a pair."""
+    """The fields of items, by name, a place an item."""
 
     def __init__(self) -> None:
         self._num = 0
         self._numbers: dict[str, list[float | None]] = {}
         self._choices: dict[str, tuple[dict[str, int], list[int]]] = {}
 
-    def add(self, pair: Pair, prompt: Prompt | None) -> None:
-        words = [float(len(join_messages(side).split())) for side in (pair.chosen, pair.rejected)]
-        numbers = {
-            "margin": pair.score_chosen - pair.score_rejected,
-            "score of the chosen": pair.score_chosen,
-            "score of the rejected": pair.score_rejected,
-            "words of the chosen": words[0],
-            "words of the rejected": words[1],
-            "words more in the chosen": words[0] - words[1],
-        }
-        for name, value in numbers.items():
+    def add(self, item: Item, prompt: Prompt | None) -> None:
+        for name, value in item.numbers.items():
             self._numbers.setdefault(name, []).append(round(value, 9) if math.isfinite(value) else None)
-        choices = {"recipe": pair.recipe, "cut off": " and ".join(pair.cut) or "neither"}
-        choices |= {clean(f"tag: {name}"): value for name, value in (prompt.tags if prompt else {}).items()}
+        choices = item.choices | {
+            clean(f"tag: {name}"): value for name, value in (prompt.tags if prompt else {}).items()
+        }
         for name in dict.fromkeys([*self._choices, *choices]):
             values, codes = self._choices.setdefault(name, ({"": 0}, [0] * self._num))
             codes.append(values.setdefault(clean(choices.get(name, "")), len(values)))
         self._num += 1
 
     def dump(self, places: list[int]) -> str:
-        """Return all as JSON, with the number of each pair's dialogue."""
-        found: list[dict[str, Any]] = [{"name": name, "numbers": values} for name, values in self._numbers.items()]
+        """Return all that tell items apart as JSON, with the number of each item's dialogue."""
+        found: list[dict[str, Any]] = [
+            {"name": name, "numbers": values}
+            for name, values in self._numbers.items()
+            if values.count(None) < len(values)
+        ]
         for name, (values, codes) in sorted(self._choices.items(), key=lambda item: item[0].startswith("tag: ")):
-            found.append({"name": name, "values": [*values], "codes": codes})
+            if len(values) > 1:
+                found.append({"name": name, "values": [*values], "codes": codes})
         return json.dumps({"fields": found, "dialogues": places}, ensure_ascii=False, allow_nan=False)
 
 
 class _Sought:
-    """The dialogues of pairs, by what they are found: the prompt's id, or the chosen text where the recipe wrote the prompt.
+    """The dialogues of items, by what they are found: the prompt's id, or the first text where the recipe wrote the prompt.
 
     Answers to a prompt that a recipe wrote have other ids than in the dialogue; they too are found by their texts.
     """
@@ -157,22 +169,22 @@ class _Sought:
         self._prompts: dict[str, set[str]] = {}
         self._answers: dict[str, set[str]] = {}
 
-    def add(self, pair: Pair) -> None:
-        chosen, rejected = (_mark(side[-1]["content"]) for side in (pair.chosen, pair.rejected))
-        self.keys.append(pair.prompt_id if pair.prompt_id in self._begun else chosen)
+    def add(self, item: Item) -> None:
+        marks = [_mark(side.text) for side in item.sides]
+        self.keys.append(item.prompt_id if item.prompt_id in self._begun or not marks else marks[0])
         self._known.add(self.keys[-1])
-        if pair.prompt_id not in self._begun:
-            self._prompts.setdefault(chosen, set()).add(pair.prompt_id)
-            for mark, key in ((chosen, pair.chosen_id), (rejected, pair.rejected_id)):
-                self._answers.setdefault(mark, set()).add(key)
+        if marks and item.prompt_id not in self._begun:
+            self._prompts.setdefault(marks[0], set()).add(item.prompt_id)
+            for mark, side in zip(marks, item.sides, strict=True):
+                self._answers.setdefault(mark, set()).add(side.answer_id)
 
     def match(self, dialogue: "_Dialogue") -> "_Match":
-        """Say which pairs a dialogue made, which prompts it is about, and the number of each of its answers by id."""
+        """Say which items a dialogue made, which prompts it is about, and the number of each of its answers by id."""
         answers = [item for exchange in dialogue.exchanges for item in exchange.completions]
         names = {item.id: item.index for item in answers}
         marks = {_mark(item.text): item.index for item in answers} if self._answers else {}
         for mark, index in marks.items():
-            names |= dict.fromkeys(self._answers.get(mark, ()), index)
+            names |= dict.fromkeys(self._answers.get(mark, set()) - {""}, index)
         keys = self._known.intersection([dialogue.key, *marks])
         return _Match(keys, {dialogue.key}.union(*(self._prompts.get(mark, ()) for mark in marks)), names)
 
@@ -293,11 +305,3 @@ def _show_sent(sent: tuple[Message, ...] | str | tuple[int, ...]) -> list[tuple[
 def _show_score(score: Score) -> tuple[str, float | None, str]:
     value = score.value if math.isfinite(score.value) else None
     return (clean(score.scorer), value, clean(json.dumps(score.detail, ensure_ascii=False)) if score.detail else "")
-
-
-def join_messages(messages: Iterable[Message]) -> str:
-    """Return turns as one text; a single one is its content alone."""
-    turns = list(messages)
-    if len(turns) == 1:
-        return turns[0]["content"]
-    return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in turns)

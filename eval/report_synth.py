@@ -15,7 +15,7 @@ from counterfoil.errors import EngineError, InputError
 from counterfoil.progress import show_seconds
 from counterfoil.records import Prompt
 from decode.embedder import Embedder
-from eval.report_pairs import Packed, pack_pairs
+from eval.report_pairs import Packed, pack_items
 from eval.report_plots import Plot, format_number, plot_flow, plot_histogram, to_dict, to_float
 from eval.report_topics import map_topics
 
@@ -41,7 +41,7 @@ def read_synthesis(
 ) -> dict[str, Any]:
     """Read what the template shows of a synthesis."""
     account = Account()
-    packed = pack_pairs(folder, account, max_pairs=max_pairs, max_dialogue_chars=max_dialogue_mb * 1_000_000)
+    packed = pack_items(folder, account, max_items=max_pairs, max_dialogue_chars=max_dialogue_mb * 1_000_000)
     account.add_stops(folder)
     _note_what_lacks(folder, account, packed, notes)
     blocks = [
@@ -57,24 +57,25 @@ def read_synthesis(
         "summary": _summarise(manifest, account),
         "tiles": _list_tiles(manifest, account),
         "blocks": [block for block in blocks if block],
-        "pairs": packed if packed.num_pairs else None,
+        "made": packed if packed.num_items else None,
     }
 
 
 def _note_what_lacks(folder: Path, account: Account, packed: Packed, notes: list[str]) -> None:
-    path = folder / "pairs.jsonl"
+    name = packed.kind.name
+    path = folder / f"{name}.jsonl"
     if not path.is_file():
-        notes.append("There is no pairs.jsonl: the run made no pairs.")
-    elif not len(account.pairs):
-        notes.append("pairs.jsonl holds no pair.")
+        notes.append("There is no pairs.jsonl, groups.jsonl or triplets.jsonl: the run made nothing.")
+    elif not packed.num_made:
+        notes.append(f"{path.name} is empty.")
     notes.extend(
-        f"{name}: {num:,} lines left out, which are no such records." for name, num in account.unreadable.items()
+        f"{file}: {num:,} lines left out, which are no such records." for file, num in account.unreadable.items()
     )
-    if packed.num_pairs < len(account.pairs):
-        held = f"The page holds the first {packed.num_pairs:,} of {len(account.pairs):,} pairs"
-        notes.append(f"{held} (max_pairs); pairs.jsonl holds them all.")
+    if packed.num_items < packed.num_made:
+        held = f"The page holds the first {packed.num_items:,} of {packed.num_made:,} {name}"
+        notes.append(f"{held} (max_pairs); {path.name} holds them all.")
     if packed.num_without and account.steps:
-        held = f"The page holds the dialogues behind {packed.num_pairs - packed.num_without:,} of {packed.num_pairs:,} pairs"
+        held = f"The page holds the dialogues behind {packed.num_items - packed.num_without:,} of {packed.num_items:,} {name}"
         notes.append(f"{held} (max_dialogue_mb); exchanges.jsonl holds them all.")
 
 

@@ -15,6 +15,7 @@ from align import trainers
 from align.objectives.dpo import Dpo
 from align.objectives.ipo import Ipo
 from align.objectives.pairwise import Pairwise
+from align.objectives.sft import Sft
 from align.train import Lora, Train
 from counterfoil.errors import InputError, RunError
 from counterfoil.job import Finished
@@ -125,6 +126,16 @@ def test_what_cannot_teach_is_dropped_by_name(tmp_path: Path, tiny_model: Path) 
         "objective: empty side": 1,
         "read: broken JSON": 1,
     }
+
+
+@pytest.mark.parametrize("objective", [Dpo(), Sft()])
+def test_steps_take_the_place_of_epochs(objective: Any, tmp_path: Path, tiny_model: Path) -> None:
+    pairs = make_pairs(tmp_path / "pairs.jsonl")
+    once = make_job(pairs, tiny_model, objective=objective, epochs=1).run(tmp_path / "once", quiet=True)
+    done = make_job(pairs, tiny_model, objective=objective, epochs=1, max_steps=7).run(tmp_path / "run", quiet=True)
+    assert done.manifest["figures"]["steps"] == 7
+    passes = 7 / once.manifest["figures"]["steps"]
+    assert done.manifest["tokens"]["trained"] == pytest.approx(passes * once.manifest["tokens"]["trained"], abs=1)
 
 
 def test_nothing_left_to_train_on_is_an_input_error(tmp_path: Path, tiny_model: Path) -> None:

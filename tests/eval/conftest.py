@@ -1,5 +1,8 @@
-"""Adapters of random weights, as jobs that compare policies take them."""
+"""Adapters of random weights, as jobs that compare policies take them, and a browser for reports."""
 
+import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,3 +27,23 @@ def make_adapter(tiny_model: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def browse(tmp_path: Path) -> Callable[[Path], subprocess.CompletedProcess[str]]:
+    """Return what opens a page in headless Chromium, and gives its DOM and its log."""
+    chromium = shutil.which("chromium")
+    if chromium is None and "CI" not in os.environ:
+        pytest.skip("no chromium: apt-get install --no-install-recommends chromium")
+    assert chromium is not None, "no chromium: apt-get install --no-install-recommends chromium"
+    flags = (
+        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+        "disable-component-update", "disable-sync", f"user-data-dir={tmp_path / 'profile'}", "enable-logging=stderr",
+        "v=0", "virtual-time-budget=20000", "dump-dom",
+    )  # fmt: skip
+    command = [chromium, *(f"--{flag}" for flag in flags)]
+
+    def open_page(page: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=240, check=True)
+
+    return open_page

@@ -5,12 +5,11 @@ import hashlib
 import html
 import html.parser
 import json
-import os
 import re
-import shutil
 import subprocess
 import xml.etree.ElementTree
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ from counterfoil.config import build
 from counterfoil.errors import ConfigError, InputError, RunError
 from counterfoil.records import Completion, Pair, Prompt
 from eval.report import Report, render_report
+
+Browse = Callable[[Path], subprocess.CompletedProcess[str]]
 
 BAD = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">'\"&{{ 7*7 }} $x_{"
 CONTROLS = "a\x00b\x1bc\u202ed\u2066e\U000e0041f\ud800g\u4e2d"
@@ -162,7 +163,7 @@ def unpack(text: str) -> tuple[list[Any], dict[str, list[Any]]]:
 def test_embedded_pairs_are_packed_json(rendered: str):
     pairs, fields = unpack(rendered)
     assert len(pairs) == 120
-    assert pairs[3][0].startswith(f"prompt 3 {BAD}")
+    assert pairs[3][1].startswith(f"prompt 3 {BAD}")
     assert [fields[name][3] for name in ("margin", "score of the chosen", "score of the rejected")] == [0.75, 1.0, 0.25]
 
 
@@ -220,7 +221,7 @@ def test_missing_empty_and_broken_parts_become_notes(parts: dict[str, Path], tmp
     write_manifest(wrong, "synthesize", counts="x", tokens=3, config=None, seconds="x")
     text = render_report(parts | {"gone": tmp_path / "gone", "strange": strange, "wrong": wrong}, title="t")
     for note in (
-        "pairs.jsonl holds no pair.", "There is no pairs.jsonl", "metrics.jsonl: 1 lines left out",
+        "pairs.jsonl is empty.", "There is no pairs.jsonl, groups.jsonl or triplets.jsonl", "metrics.jsonl: 1 lines left out",
         "metrics.jsonl says nothing of rewards/margins.", "summary.json cannot be read", "results.jsonl: no such file.",
         "manifest.json is missing.", "There is no manifest.", "Nothing more is shown of a job of the kind",
     ):  # fmt: skip
@@ -295,27 +296,12 @@ def test_no_parts_or_two_of_one_name_are_refused(parts: list[str]):
         build(Report, {"parts": parts}, source="report.yaml")
 
 
-def browse(page: Path, profile: Path) -> subprocess.CompletedProcess[str]:
-    """Open a page in headless Chromium and return its DOM and its log."""
-    chromium = shutil.which("chromium")
-    if chromium is None and "CI" not in os.environ:
-        pytest.skip("no chromium: apt-get install --no-install-recommends chromium")
-    assert chromium is not None, "no chromium: apt-get install --no-install-recommends chromium"
-    flags = (
-        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-        "disable-component-update", "disable-sync", f"user-data-dir={profile}", "enable-logging=stderr", "v=0",
-        "virtual-time-budget=3000", "dump-dom",
-    )  # fmt: skip
-    command = [chromium, *(f"--{flag}" for flag in flags), page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-
-
 @pytest.mark.slow
-def test_browser_draws_the_pairs_and_runs_nothing_else(parts: dict[str, Path], tmp_path: Path):
+def test_browser_draws_the_pairs_and_runs_nothing_else(parts: dict[str, Path], tmp_path: Path, browse: Browse):
     page = tmp_path / "report.html"
     page.write_text(render_report(parts, title="Quickstart"), encoding="utf-8")
-    done = browse(page, tmp_path / "profile")
-    assert done.stdout.count('<article class="pair">') == 20
+    done = browse(page)
+    assert done.stdout.count('<article class="item">') == 20
     assert "120 of 120 pairs, page 1 of 6" in done.stdout
     assert "<mark>good</mark>" in done.stdout
     assert "<mark>bad</mark>" in done.stdout
@@ -328,11 +314,11 @@ def test_browser_draws_the_pairs_and_runs_nothing_else(parts: dict[str, Path], t
 
 
 @pytest.mark.slow
-def test_browser_refuses_a_script_that_got_in(parts: dict[str, Path], tmp_path: Path):
+def test_browser_refuses_a_script_that_got_in(parts: dict[str, Path], tmp_path: Path, browse: Browse):
     """The policy is the second wall: a script put into the page by hand does not run."""
     page = tmp_path / "report.html"
     text = render_report(parts, title="Quickstart")
     page.write_text(text.replace("</main>", "<script>document.title='owned'</script></main>"), encoding="utf-8")
-    done = browse(page, tmp_path / "profile")
+    done = browse(page)
     assert "<title>Quickstart</title>" in done.stdout
     assert re.search("Refused|violates", done.stderr)

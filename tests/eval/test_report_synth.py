@@ -5,11 +5,10 @@ import hashlib
 import html
 import html.parser
 import json
-import os
 import re
-import shutil
 import subprocess
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,7 +105,7 @@ def unpack(page: str) -> Held:
     assert index is not None
     (packed,) = read('id="fields')
     fields = {item["name"]: item for item in packed["fields"]}
-    pairs, dialogues = ([row for rows in read(f'data-of="{name}') for row in rows] for name in ("pairs", "dialogues"))
+    pairs, dialogues = ([row for rows in read(f'data-of="{name}') for row in rows] for name in ("items", "dialogues"))
     return Held(json.loads(index[1]), fields, packed["dialogues"], pairs, dialogues)
 
 
@@ -128,9 +127,10 @@ def read_text(page: str) -> str:
 
 def test_each_pair_leads_to_all_that_was_sent_and_came_back(page: str) -> None:
     held = unpack(page)
-    assert held.index == {"num": 30, "pairs": [0], "dialogues": [0]}
+    assert held.index == {"num": 30, "kind": "pairs", "marks": True, "items": [0], "dialogues": [0]}
     assert held.places == [*range(30)]
-    prompt, chosen, *_ = held.pairs[7]
+    _, prompt, ((name, score, chosen), _) = held.pairs[7]
+    assert (name, score) == ("chosen", 1.07)
     assert prompt.startswith("Prompt 7 </script>")
     assert chosen == GOOD.translate({ord(c): f"<U+{ord(c):04X}>" for c in "\u2028\u2029\u202e\u2066\u200f\x00"})
     asked, judged = held.dialogues[7]["asked"]
@@ -213,8 +213,8 @@ def test_many_rows_are_packed_in_chunks_and_the_same_bytes(tmp_path: Path) -> No
     folder = make_run(tmp_path / "run", 400)
     page = render_report({"run": folder}, title="t")
     held = unpack(page)
-    assert len(held.index["pairs"]) >= 2
-    assert [row[0].split()[1] for row in held.pairs] == [str(number) for number in range(400)]
+    assert len(held.index["items"]) >= 2
+    assert [row[1].split()[1] for row in held.pairs] == [str(number) for number in range(400)]
     assert held.index["dialogues"][0] == 0
     assert len(held.dialogues) == 400
     assert page == render_report({"run": folder}, title="t")
@@ -273,14 +273,14 @@ const type = async (box, value) => {
   await pause(900);
 };
 const look = () => {
-  const first = document.querySelector("article.pair p");
+  const first = document.querySelector("article.item p");
   seen.push(`${find("status").textContent}; ${first ? first.textContent.split(",")[0] : "none"}`);
 };
 (async () => {
   while (!root.dataset.ready) await pause(50);
   find("next").click(); await pause(300); look();
   await type(find("search"), "PROMPT 7 <"); look();
-  await type(find("where"), "1"); look();
+  await type(find("where"), "chosen"); look();
   await type(find("search"), "");
   const option = (box, text) => [...box.options].find((item) => item.textContent.startsWith(text)).value;
   await type(find("sort"), option(find("sort"), "margin, highest")); look();
@@ -318,29 +318,16 @@ class Elements(html.parser.HTMLParser):
         self.text += data
 
 
-def browse(page: Path, profile: Path) -> subprocess.CompletedProcess[str]:
-    """Open a page in headless Chromium and return its DOM and its log."""
-    chromium = shutil.which("chromium")
-    if chromium is None and "CI" not in os.environ:
-        pytest.skip("no chromium: apt-get install --no-install-recommends chromium")
-    assert chromium is not None, "no chromium: apt-get install --no-install-recommends chromium"
-    flags = (
-        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-        "disable-component-update", "disable-sync", f"user-data-dir={profile}", "enable-logging=stderr", "v=0",
-        "virtual-time-budget=20000", "dump-dom",
-    )  # fmt: skip
-    command = [chromium, *(f"--{flag}" for flag in flags), page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
-
-
 @pytest.mark.slow
-def test_a_browser_filters_sorts_searches_and_shows_hostile_text_as_text(page: str, tmp_path: Path) -> None:
+def test_a_browser_filters_sorts_searches_and_shows_hostile_text_as_text(
+    page: str, tmp_path: Path, browse: Callable[[Path], subprocess.CompletedProcess[str]]
+) -> None:
     """The page's own policy stays, with the probe's hash beside the program's: nothing else runs, nothing is fetched."""
     digest = base64.b64encode(hashlib.sha256(PROBE.encode()).digest()).decode()
     probed = page.replace("script-src '", f"script-src 'sha256-{digest}' '", 1)
     path = tmp_path / "report.html"
     path.write_text(probed.replace("</body>", f"<script>{PROBE}</script></body>"), encoding="utf-8")
-    done = browse(path, tmp_path / "profile")
+    done = browse(path)
     title = re.search(r"<title>(.*?)</title>", done.stdout)
     assert title is not None
     assert json.loads(html.unescape(title[1])) == [
