@@ -369,7 +369,7 @@ def _weighed(asked: Ask | Weigh | Record, reply: GivenLogprobs) -> Completion:
         index=0,
         text=asked.text,
         finish_reason="stop",
-        num_prompt_tokens=0,
+        num_prompt_tokens=reply.num_prompt_tokens,
         num_tokens=len(reply.token_logprobs),
         token_logprobs=tuple(max(value, IMPOSSIBLE_NATS) for value in reply.token_logprobs),
     )

@@ -159,6 +159,8 @@ class GivenLogprobs:
     failure: str | None = None
     is_greedy: bool = False
     """Each token is the likeliest in its place; False as well where a server does not say."""
+    num_prompt_tokens: int = 0
+    """Tokens that the text goes on from, template included; of a text alone its first one."""
 
 
 def fail(item: Request | Given, why: str) -> Result | GivenLogprobs:

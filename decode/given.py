@@ -69,6 +69,10 @@ def _encode(loaded: Loaded, given: Given, gives: frozenset[str], max_model_len: 
     return _Row(given, prompt, text, negative)
 
 
+def _find(row: _Row, logprobs: tuple[float, ...], greedy: bool) -> GivenLogprobs:
+    return GivenLogprobs(row.given.id, logprobs, is_greedy=greedy, num_prompt_tokens=len(row.prompt))
+
+
 def _read(loaded: Loaded, rows: Sequence[_Row]) -> list[GivenLogprobs]:
     """Score texts that share an adapter, in one pass."""
     import torch
@@ -86,7 +90,7 @@ def _read(loaded: Loaded, rows: Sequence[_Row]) -> list[GivenLogprobs]:
         targets_T = torch.tensor(row.text, device=device, dtype=torch.long)
         logps_T = rows_TV.gather(1, targets_T[:, None])[:, 0] - rows_TV.logsumexp(-1)
         greedy = bool((rows_TV.argmax(-1) == targets_T).all())
-        found.append(GivenLogprobs(row.given.id, tuple(logps_T.tolist()), is_greedy=greedy))
+        found.append(_find(row, tuple(logps_T.tolist()), greedy))
     return found
 
 
@@ -97,7 +101,7 @@ def _force(loaded: Loaded, rows: Sequence[_Row]) -> list[GivenLogprobs]:
 
     from decode.draw import Force
 
-    empty = [GivenLogprobs(row.given.id, is_greedy=True) for row in rows if not row.text]
+    empty = [_find(row, (), True) for row in rows if not row.text]
     rows = [row for row in rows if row.text]
     if not rows:
         return empty
@@ -116,5 +120,5 @@ def _force(loaded: Loaded, rows: Sequence[_Row]) -> list[GivenLogprobs]:
     found: list[GivenLogprobs] = []
     for at, row in enumerate(rows):
         logprobs, greedy = force.read(at, len(row.text))
-        found.append(GivenLogprobs(row.given.id, logprobs, is_greedy=greedy))
+        found.append(_find(row, logprobs, greedy))
     return empty + found

@@ -32,7 +32,7 @@ def read_given(given: Given, done: Any, start: int) -> GivenLogprobs:
     """Turn the log-probabilities of a prompt, from its token `start` on, into those of a given text."""
     ids, rows = done.prompt_token_ids[start:], done.prompt_logprobs[start:]
     greedy = all(row[token].rank == 1 for token, row in zip(ids, rows, strict=True))
-    return GivenLogprobs(given.id, _chosen(ids, rows), is_greedy=greedy)
+    return GivenLogprobs(given.id, _chosen(ids, rows), is_greedy=greedy, num_prompt_tokens=start)
 
 
 def _chosen(token_ids: Sequence[int], logprobs: Any) -> tuple[float, ...]:

@@ -206,7 +206,9 @@ class OpenaiSession(Session):
         scored = await self._catch(lambda: self._score(item))
         if isinstance(scored, str):
             return fail(item, scored)
-        return GivenLogprobs(item.id, tuple(one.own for one in scored), is_greedy=all(o >= t for o, t in scored))
+        values, num_prompt = scored
+        greedy = all(value.own >= value.likeliest for value in values)
+        return GivenLogprobs(item.id, tuple(one.own for one in values), is_greedy=greedy, num_prompt_tokens=num_prompt)
 
     def cancel(self, request_id: str) -> None:
         """Stop one request in flight; it ends with the failure `cancelled`. Unknown ids are ignored."""
@@ -290,27 +292,30 @@ class OpenaiSession(Session):
         body["messages"] = list(request.prompt)
         return "/chat/completions", body | ({"logprobs": True, "top_logprobs": 0} if counts else {})
 
-    async def _score(self, given: Given) -> list[_Scored]:
+    async def _score(self, given: Given) -> tuple[list[_Scored], int]:
+        """Return the values of the text's tokens, and the number of tokens before them."""
         model = given.adapter or self._model
         if not isinstance(given.text, str) or await self._has_tokenize():
             prefix = await self._tokenize(model, given.prompt) if given.prompt else []
             text = await self._tokenize(model, given.text, special=False)
+            start = max(len(prefix), 1)
             if not text:
-                return []
+                return [], start
             values, _ = await self._echo(model, prefix + text)
             if len(values) not in {len(prefix + text), len(prefix + text) + 1}:
                 raise HttpError(f"server echoed {len(values)} log-probabilities for {len(prefix + text)} tokens")
-            return values[max(len(prefix), 1) : len(prefix + text)]
+            return values[start : len(prefix + text)], start
         if not isinstance(given.prompt, str):
             raise HttpError("server has no /tokenize")
         if not given.text:
-            return []
+            return [], 0
         whole = given.prompt + given.text
         values, offsets = await self._echo(model, whole)
         if len(given.prompt) not in offsets:
             raise HttpError("a token crosses the border of prompt and text, and the server has no /tokenize")
-        rows = list(zip(values, offsets, strict=True))[0 if given.prompt else 1 :]
-        return [value for value, offset in rows if len(given.prompt) <= offset < len(whole)]
+        start = offsets.index(len(given.prompt)) if given.prompt else 1
+        rows = list(zip(values, offsets, strict=True))[start:]
+        return [value for value, offset in rows if offset < len(whole)], start
 
     async def _echo(self, model: str, prompt: str | list[int]) -> tuple[list[_Scored], list[int]]:
         """Return log-probabilities and text offsets of the prompt's tokens, and of one token more."""

@@ -135,7 +135,10 @@ class ScriptedSession(Session):
             return fail(item, fault)
         if isinstance(item, Given):
             count = len(_split(_last(item.text))) - (0 if item.prompt else 1)
-            return GivenLogprobs(item.id, (self._engine.logprob_nats,) * max(count, 0))
+            logprobs = (self._engine.logprob_nats,) * max(count, 0)
+            return GivenLogprobs(
+                item.id, logprobs, num_prompt_tokens=self.num_tokens(item.prompt) if item.prompt else 1
+            )
         if item.id in self._cancelled:
             return fail(item, "cancelled")
         if self._engine.fail_when and self._engine.fail_when in _last(item.prompt):

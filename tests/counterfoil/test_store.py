@@ -1,9 +1,13 @@
 """The run's state: a durable map, and what becomes of it where the file is broken or the disk is full."""
 
 import errno
+import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -48,23 +52,48 @@ def test_what_is_put_survives_a_kill_at_once(tmp_path: Path) -> None:
     store.close()
 
 
-def test_what_is_a_second_old_survives_a_loss_of_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file alone, without the log of what is yet to be written into it, has all but the last second."""
+def test_what_a_sync_found_survives_a_loss_of_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files as they are when a sync begins stand for the disk: they open, and hold all that was put before."""
+    store, left, seen = Store(tmp_path / "state.sqlite"), tmp_path / "left", Event()
+    left.mkdir()
+
+    def sync(file: int) -> None:
+        if not seen.is_set():
+            for path in tmp_path.glob("state.sqlite*"):
+                shutil.copy(path, left)
+            seen.set()
+        os.fsync(file)
+
+    monkeypatch.setattr(module, "_sync", sync)
+    store.put("answer", "a", "1")
+    assert seen.wait(20)
+    store.put("answer", "b", "2")
+    store.close()
+    (left / "state.sqlite-shm").unlink()  # memory that processes share: a loss of power takes it
+    found = Store(left / "state.sqlite")
+    assert ("a", "1") in list(found.items("answer"))
+    found.close()
+
+
+def test_a_disk_that_fails_is_an_oserror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = Event()
+
+    def fail(file: int) -> None:
+        tried.set()
+        raise OSError(errno.EIO, "no disk")
+
+    monkeypatch.setattr(module, "_sync", fail)
     store = Store(tmp_path / "state.sqlite")
     store.put("answer", "a", "1")
-    monkeypatch.setattr(module, "SYNC_EVERY_S", 60.0)
-    store._next_sync = 0.0
-    store.put("answer", "b", "2")
-    store.put("answer", "c", "3")
-    (tmp_path / "left.sqlite").write_bytes((tmp_path / "state.sqlite").read_bytes())
+    assert tried.wait(20)
+    with pytest.raises(OSError, match="no disk"):
+        for number in range(1000):
+            store.put("answer", f"b{number}", "2")
+            time.sleep(0.001)
     store.close()
-    left = Store(tmp_path / "left.sqlite")
-    assert list(left.items("answer")) == [("a", "1"), ("b", "2")]
-    left.close()
 
 
-def test_a_reading_under_way_does_not_hinder_a_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SYNC_EVERY_S", 0.0)
+def test_a_reading_under_way_does_not_hinder_a_writing(tmp_path: Path) -> None:
     store = Store(tmp_path / "state.sqlite")
     for key in "abc":
         store.put("answer", key, "1")

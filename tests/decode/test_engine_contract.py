@@ -111,6 +111,7 @@ def test_generated_logprobs_equal_the_given_ones(subject: Session) -> None:
     assert all(value <= 0 and math.isfinite(value) for value in part.token_logprobs)
     (scored,) = subject.logprobs([Given("g", chat("Say hello to the sea."), part.text)])
     assert scored.failure is None
+    assert scored.num_prompt_tokens == part.num_prompt_tokens
     shared = min(len(scored.token_logprobs), part.num_tokens)
     assert shared >= 5
     assert scored.token_logprobs[:shared] == pytest.approx(part.token_logprobs[:shared], abs=2e-3)
@@ -123,6 +124,8 @@ def test_plain_text_is_scored_from_its_second_token(subject: Session) -> None:
     by_id = {item.id: item for item in (whole, part)}
     assert by_id["whole"].token_logprobs[-3:] == pytest.approx(by_id["part"].token_logprobs[-3:], abs=2e-3)
     assert len(by_id["whole"].token_logprobs) > len(by_id["part"].token_logprobs)
+    assert by_id["whole"].num_prompt_tokens == 1
+    assert by_id["part"].num_prompt_tokens == subject.num_tokens("The cat sat")
 
 
 @pytest.mark.parametrize("subject", ["hf", "vllm", "openai_api"], indirect=True)
