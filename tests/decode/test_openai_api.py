@@ -324,8 +324,7 @@ def test_given_text_without_tokenize(session: OpenaiSession) -> None:
     turns = ({"role": "user", "content": "ok"},)
     rows = [("text", "ok #", "ab"), ("alone", "", "ok#"), ("none", "ok", ""), ("chat", turns, "ab")]
     found = {item.id: item for item in session.logprobs(Given(*row) for row in rows)}
-    assert found["text"].token_logprobs == (-4.0, -5.0)
-    assert (found["text"].num_prompt_tokens, found["alone"].num_prompt_tokens) == (4, 1)
+    assert (found["text"].token_logprobs, found["text"].num_prompt_tokens) == ((-4.0, -5.0), 4)
     assert found["alone"].token_logprobs == (-1.0, -2.0)
     assert (found["none"].token_logprobs, found["none"].failure) == ((), None)
     assert found["chat"].failure == "server has no /tokenize"
@@ -386,8 +385,7 @@ def test_real_text_scored_by_offsets_is_the_same(real: OpenaiSession, monkeypatc
     monkeypatch.setattr(real, "_tokenizes", False)
     (by_offsets,) = real.logprobs([Given("a", TEXT, " Paris, of course")])
     assert by_ids.token_logprobs == pytest.approx(by_offsets.token_logprobs, abs=1e-3)
-    assert len(by_ids.token_logprobs) == 4
-    assert by_ids.num_prompt_tokens == by_offsets.num_prompt_tokens == 5
+    assert (len(by_ids.token_logprobs), by_ids.num_prompt_tokens, by_offsets.num_prompt_tokens) == (4, 5, 5)
     assert "crosses" in (next(real.logprobs([Given("a", TEXT[:-1], "s Paris")])).failure or "")
     assert real.num_tokens(TEXT) == 5
     assert "status 404" in (one(real, ask(TEXT, adapter="no such")).failure or "")
