@@ -67,7 +67,7 @@ def _note_what_lacks(folder: Path, account: Account, packed: Packed, notes: list
     if not path.is_file():
         notes.append("There is no pairs.jsonl, groups.jsonl or triplets.jsonl: the run made nothing.")
     elif not packed.num_made:
-        notes.append(f"{path.name} is empty.")
+        notes.append(f"{path.name} holds no {name}.")
     notes.extend(
         f"{file}: {num:,} lines left out, which are no such records." for file, num in account.unreadable.items()
     )

@@ -33,7 +33,7 @@ def make_adapter(tiny_model: Path) -> Callable[..., Path]:
 def browse(tmp_path: Path) -> Callable[[Path], subprocess.CompletedProcess[str]]:
     """Return what opens a page in headless Chromium, and gives its DOM and its log."""
     chromium = shutil.which("chromium")
-    if chromium is None and "CI" not in os.environ:
+    if chromium is None and "CI" not in os.environ:  # a developer may do without; CI installs it, and fails below
         pytest.skip("no chromium: apt-get install --no-install-recommends chromium")
     assert chromium is not None, "no chromium: apt-get install --no-install-recommends chromium"
     flags = (
