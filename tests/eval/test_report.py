@@ -221,7 +221,8 @@ def test_missing_empty_and_broken_parts_become_notes(parts: dict[str, Path], tmp
     write_manifest(wrong, "synthesize", counts="x", tokens=3, config=None, seconds="x")
     text = render_report(parts | {"gone": tmp_path / "gone", "strange": strange, "wrong": wrong}, title="t")
     for note in (
-        "pairs.jsonl holds no pairs.", "There is no pairs.jsonl, groups.jsonl or triplets.jsonl", "metrics.jsonl: 1 lines left out",
+        "pairs.jsonl holds no pairs.", "There is no pairs.jsonl, groups.jsonl or triplets.jsonl",
+        "metrics.jsonl: 1 lines left out",
         "metrics.jsonl says nothing of rewards/margins.", "summary.json cannot be read", "results.jsonl: no such file.",
         "manifest.json is missing.", "There is no manifest.", "Nothing more is shown of a job of the kind",
     ):  # fmt: skip
