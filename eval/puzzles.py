@@ -5,6 +5,7 @@ Source: Stojanovski et al. 2025 (arXiv 2505.24760), by its library: each generat
 
 import importlib
 import importlib.util
+import json
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -17,7 +18,7 @@ __all__ = ["Puzzles"]
 
 
 class Puzzles(Job):
-    """Write questions.jsonl: `question` and `answer`."""
+    """Write questions.jsonl: `question`, `answer` and `metadata`, what the generator says of a puzzle."""
 
     VERB: ClassVar[str] = "eval"
 
@@ -49,5 +50,6 @@ class Puzzles(Job):
             if not row["question"] or row["answer"] is None:
                 run.drop(Dropped(id=content_id(row["question"]), stage="puzzles", reason="no answer"))
                 continue
-            run.write("questions.jsonl", {"question": row["question"], "answer": str(row["answer"])})
+            told = json.loads(json.dumps(row.get("metadata", {}), default=str))  # generators put objects in, too
+            run.write("questions.jsonl", {"question": row["question"], "answer": str(row["answer"]), "metadata": told})
             run.counts["kept"] = run.counts.get("kept", 0) + 1

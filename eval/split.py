@@ -99,7 +99,7 @@ class Split(Job):
 
 
 class _Plain(Formatter):
-    """Fills in columns by name and item, and shows 51.0 as 51."""
+    """Fills in columns by name and item; shows 51.0 as 51, and a list as its items with commas between."""
 
     def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
         if "._" in field_name or "__" in field_name:  # columns alone, nothing of the objects that hold them
@@ -109,6 +109,8 @@ class _Plain(Formatter):
     def format_field(self, value: Any, format_spec: str) -> str:
         if isinstance(value, float) and value.is_integer() and not format_spec:
             return str(int(value))
+        if isinstance(value, list) and not format_spec:
+            return ", ".join(self.format_field(item, "") for item in value)
         return super().format_field(value, format_spec)
 
 

@@ -8,8 +8,9 @@ answer among the candidates; (6) optionally, several models' samples together, a
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from counterfoil.records import Pair, Prompt, Record
 from decode.engine import Sampling
@@ -23,8 +24,8 @@ __all__ = ["BestOfN"]
 class BestOfN(Recipe):
     """Sample n answers, set the best against the worst."""
 
-    n: int = Field(default=8, ge=2)
-    """Samples a prompt."""
+    n: int = Field(default=8, ge=1)
+    """Samples a prompt and policy; 1 where several policies, or samples and the greedy answer, are set against each other."""
     temperature: float = Field(default=0.9, gt=0)
     """Of the samples; 0 would make them all alike."""
     min_p: float = Field(default=0.05, ge=0, le=1)
@@ -42,6 +43,13 @@ class BestOfN(Recipe):
     """Largest difference of a pair's lengths in tokens, as a share of the longer one; 1 allows all."""
     policies: tuple[str, ...] = Field(default=("",), min_length=1)
     """Roles of the models that answer; the empty name is the main one."""
+
+    @model_validator(mode="after")
+    def check_candidates(self) -> Self:
+        """Refuse a single candidate: there is nothing to set it against."""
+        if (self.n + self.greedy) * len(self.policies) < 2:
+            raise ValueError("n=1 of one policy makes no pair: draw more, add a policy, or greedy=true")
+        return self
 
     def asks(self) -> Mapping[str, frozenset[str]]:
         """The policies."""

@@ -12,6 +12,7 @@ from counterfoil.records import Completion, Prompt, Score
 from decode.engine import Given, Request, Sampling, Session
 from decode.steps import Refusal, Weigh
 from eval.scorer import LocalScorer, Scorer
+from eval.scorers.chance import Chance
 from eval.scorers.code_tests import CodeTests, read_code
 from eval.scorers.entailment import Entailment
 from eval.scorers.exact_answer import ExactAnswer
@@ -301,6 +302,16 @@ def mix(rescale: bool = False) -> Graded:
     parts = (Part(scorer=ExactAnswer(), weight=2.0), Part(scorer=LogLikelihood(per_token=False), weight=-0.5))
     given = [answer(MIXED, text, at) for at, text in enumerate(("7", "8", "it is 7"))]
     return grade(Mix(parts=parts, rescale=rescale), *given, prompt=MIXED, roles={"": -1.0})
+
+
+def test_chance_is_drawn_evenly_and_once_an_answer() -> None:
+    drawn, again, other = (
+        [Chance(seed=seed).score(PROMPT, item).value for item in answers(*map(str, range(2000)))] for seed in (0, 0, 1)
+    )
+    assert drawn == again != other
+    assert sum(drawn) / 2000 == pytest.approx(0.5, abs=0.03)
+    assert max(drawn) > 0.99 and min(drawn) < 0.01
+    assert sum(one * two for one, two in zip(drawn, other, strict=True)) / 2000 == pytest.approx(0.25, abs=0.03)
 
 
 def test_a_mix_is_a_weighted_sum() -> None:

@@ -134,6 +134,21 @@ def test_the_recovered_share_of_a_gap() -> None:
         recovered_gap(floor, ceiling, found[:3])
 
 
+def test_a_column_of_a_column_and_a_list_are_filled_in(tmp_path: Path) -> None:
+    """What puzzles say of themselves makes another question: `metadata` holds the numbers as a list."""
+    data = tmp_path / "data.jsonl"
+    rows = [{"metadata": {"numbers": [str(at), 2.5, 4.0], "way": "up"}, "answer": [4.0, str(at)]} for at in range(3)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = Split(data=data, question="Sort {metadata[way]}: {metadata[numbers]}", weak=1, strong=1, test=1).run(
+        tmp_path / "run", quiet=True
+    )
+    tests = [Prompt.model_validate_json(line) for line in (done.folder / "test.jsonl").read_text().splitlines()]
+    asked = tests[0].messages[0]["content"]
+    number = asked.removeprefix("Sort up: ").split(",")[0]
+    assert asked == f"Sort up: {number}, 2.5, 4"
+    assert tests[0].reference == {"answer": f"4, {number}"}
+
+
 def test_puzzles_need_their_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="reasoning_gym"):
@@ -154,5 +169,6 @@ def test_puzzles_are_drawn_by_their_seed(tmp_path: Path) -> None:
         row = json.loads(line)
         first, sign, second = row["question"].removesuffix(" =").rsplit(" ", 3)[1:]
         assert int(row["answer"]) == int(first) + (1 if sign == "+" else -1) * int(second)
+        assert row["metadata"]["source_dataset"] == "chain_sum"
     with pytest.raises(ConfigError, match="no_such"):
         Puzzles(generator="no_such", count=1).run(tmp_path / "bad", quiet=True)

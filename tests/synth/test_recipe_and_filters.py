@@ -156,6 +156,17 @@ def test_the_greedy_answer_makes_the_first_pair(
     assert [(item.sampling.n, item.sampling.temperature) for item in asked] == [(3, 0.9), (1, 0.0)]
 
 
+@pytest.mark.parametrize("policies, greedy", [(("strong", ""), False), (("",), True)])
+def test_one_sample_each_is_enough_for_two(policies: tuple[str, ...], greedy: bool) -> None:
+    pairs = BestOfN(n=1, policies=policies, greedy=greedy).contrast(PROMPT, [candidate(0, 0.0), candidate(1, 1.0)])
+    assert [pair.chosen[0]["content"] for pair in pairs] == ["answer 1"]
+
+
+def test_one_sample_alone_is_refused() -> None:
+    with pytest.raises(ValueError, match="n=1 of one policy makes no pair"):
+        BestOfN(n=1)
+
+
 def test_several_pairs_share_no_candidate_and_stop_at_the_margin() -> None:
     """Scores 1, .8, .6, .4, .2, 0: 1-0 and .8-.2 differ by 0.5 or more, .6-.4 by 0.2."""
     given = [candidate(at, score) for at, score in enumerate((1.0, 0.8, 0.6, 0.4, 0.2, 0.0))]
