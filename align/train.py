@@ -196,7 +196,7 @@ class Train(Job):
         found = group.model_copy(update={"answers": ()}) if draws else self.objective.select(group)
         if isinstance(found, Dropped):
             return found
-        mark = content_id(found.model_dump(exclude={"id"}))
+        mark = content_id(found.model_dump(exclude={"id", "source_id"}))
         if mark in seen:
             return Dropped(id=group.id, stage="data", reason="repeated")
         seen.add(mark)

@@ -60,7 +60,7 @@ KINDS = {
         "pairs.jsonl",
         {"id": "string", "prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES}
         | dict.fromkeys(("score_chosen", "score_rejected"), "float64")
-        | dict.fromkeys(("prompt_id", "chosen_id", "rejected_id", "recipe"), "string")
+        | dict.fromkeys(("prompt_id", "chosen_id", "rejected_id", "recipe", "source_id"), "string")
         | {"cut": ["string"]},
     ),
     "completions": _Kind(
@@ -70,11 +70,12 @@ KINDS = {
         | {"token_ids": ["int64"], "token_logprobs": ["float64"]},
     ),
     "triplets": _Kind(
-        "triplets.jsonl", dict.fromkeys(("id", "anchor", "positive", "negative", "prompt_id", "recipe"), "string")
+        "triplets.jsonl",
+        dict.fromkeys(("id", "anchor", "positive", "negative", "prompt_id", "recipe", "source_id"), "string"),
     ),
     "groups": _Kind(
         "groups.jsonl",
-        {"id": "string", "prompt": MESSAGES, "answers": [ANSWER], "reference": "string"},
+        {"id": "string", "prompt": MESSAGES, "answers": [ANSWER], "reference": "string", "source_id": "string"},
         _flatten_group,
     ),
     "comparisons": _Kind(

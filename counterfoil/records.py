@@ -156,6 +156,8 @@ class Pair(Record):
     recipe: str
     cut: tuple[Literal["chosen", "rejected"], ...] = ()
     """Sides that stop before their end, at a limit of tokens."""
+    source_id: str = ""
+    """Of the prompt with which the dialogue that made it began, as in its exchanges; a recipe may ask about others."""
 
     @classmethod
     def make(
@@ -222,6 +224,8 @@ class Triplet(Record):
     weighted mean of theirs. Empty where `positive` stands alone; else that is the heaviest."""
     prompt_id: str = ""
     recipe: str = ""
+    source_id: str = ""
+    """As of a pair."""
 
     @classmethod
     def make(cls, anchor: str, positive: str, negative: str | None = None, *, prompt_id: str, recipe: str) -> Self:
@@ -271,6 +275,8 @@ class Group(Record):
     answers: tuple[Answer, ...]
     reference: dict[str, Any] = {}
     """What a scorer needs to judge another answer (Prompt.reference); no model is ever shown it."""
+    source_id: str = ""
+    """As of a pair."""
 
     @classmethod
     def make(

@@ -40,6 +40,8 @@ class Item(NamedTuple):
     id: str
     prompt: str
     prompt_id: str
+    source_id: str
+    """Of the prompt with which its dialogue began."""
     sides: tuple[Side, ...]
     numbers: dict[str, float]
     """What it can be sorted and filtered by; not a number where that is unknown."""
@@ -82,6 +84,7 @@ def _read_pair(pair: Pair) -> Item:
         id=pair.id,
         prompt=join_messages(pair.prompt),
         prompt_id=pair.prompt_id,
+        source_id=pair.source_id or pair.prompt_id,
         sides=(
             Side("chosen", chosen, pair.score_chosen, answer_id=pair.chosen_id),
             Side("rejected", rejected, pair.score_rejected, answer_id=pair.rejected_id),
@@ -108,6 +111,7 @@ def _read_group(group: Group) -> Item:
         id=group.id,
         prompt=join_messages(group.prompt),
         prompt_id=known,
+        source_id=group.source_id or known,
         sides=tuple(_read_answer(item) for item in group.answers),
         numbers={
             "answers": len(roles),
@@ -145,6 +149,7 @@ def _read_triplet(triplet: Triplet) -> Item:
         id=triplet.id,
         prompt=triplet.anchor,
         prompt_id=triplet.prompt_id,
+        source_id=triplet.source_id or triplet.prompt_id,
         sides=tuple(sides),
         numbers={f"words of the {name}": len(text.split()) if text else math.nan for name, text in words.items()}
         | {"positives": len(positives) or 1},

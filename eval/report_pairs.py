@@ -1,8 +1,7 @@
 """What the page holds of items: their texts, their fields, and the dialogues that made them, packed so that 100,000 fit.
 
 Texts lie in chunks of JSON, deflated and in base64, which the page's script opens one at a time; fields lie apart, so that
-the script filters and sorts without any text. Items and dialogues are joined by their prompt's id; where a recipe answers a
-prompt that it wrote itself, by the text of the chosen, or the first, answer.
+the script filters and sorts without any text. Items and dialogues are joined by the prompt with which the dialogue began.
 """
 
 import base64
@@ -98,10 +97,9 @@ class Packed:
 def pack_items(folder: Path, account: Account, *, max_items: int, max_dialogue_chars: int) -> Packed:
     """Pack what a run made, and the dialogues that made it as far as they fit; count all that is read in `account`."""
     pages = {item.id: item for item in account.read(folder / "prompts.jsonl", Prompt)}
-    begun = frozenset(pages)
     pages |= {item.id: item for item in account.read(folder / "instructions.jsonl", Prompt)}
     kind = find_kind(folder)
-    items, fields, sought, num_made = Chunks(), _Fields(), _Sought(begun), 0
+    items, fields, sought, num_made = Chunks(), _Fields(), _Sought(), 0
     for record, item in kind.walk(folder, account):
         num_made += 1
         if isinstance(record, Pair):
@@ -157,36 +155,34 @@ class _Fields:
 
 
 class _Sought:
-    """The dialogues of items, by what they are found: the prompt's id, or the first text where the recipe wrote the prompt.
+    """The dialogues of items, by the prompts with which they began.
 
-    Answers to a prompt that a recipe wrote have other ids than in the dialogue; they too are found by their texts.
+    Answers to a prompt that a recipe wrote have other ids than in the dialogue: these are found by their texts in it.
     """
 
-    def __init__(self, begun: frozenset[str]) -> None:
-        self._begun = begun
+    def __init__(self) -> None:
         self.keys: list[str] = []
-        self._known: set[str] = set()
         self._prompts: dict[str, set[str]] = {}
-        self._answers: dict[str, set[str]] = {}
+        self._answers: dict[tuple[str, int], set[str]] = {}
 
     def add(self, item: Item) -> None:
-        marks = [_mark(side.text) for side in item.sides]
-        self.keys.append(item.prompt_id if item.prompt_id in self._begun or not marks else marks[0])
-        self._known.add(self.keys[-1])
-        if marks and item.prompt_id not in self._begun:
-            self._prompts.setdefault(marks[0], set()).add(item.prompt_id)
-            for mark, side in zip(marks, item.sides, strict=True):
-                self._answers.setdefault(mark, set()).add(side.answer_id)
+        key = item.source_id
+        self.keys.append(key)
+        self._prompts.setdefault(key, {key}).add(item.prompt_id)
+        if item.prompt_id != key:
+            for side in item.sides:
+                self._answers.setdefault((key, _mark(side.text)), set()).add(side.answer_id)
 
-    def match(self, dialogue: "_Dialogue") -> "_Match":
-        """Say which items a dialogue made, which prompts it is about, and the number of each of its answers by id."""
+    def match(self, dialogue: "_Dialogue") -> "_Match | None":
+        """Say which prompts a dialogue is about, and the number of each of its answers by id; None for one not sought."""
+        if dialogue.key not in self._prompts:
+            return None
         answers = [item for exchange in dialogue.exchanges for item in exchange.completions]
         names = {item.id: item.index for item in answers}
-        marks = {_mark(item.text): item.index for item in answers} if self._answers else {}
-        for mark, index in marks.items():
-            names |= dict.fromkeys(self._answers.get(mark, set()) - {""}, index)
-        keys = self._known.intersection([dialogue.key, *marks])
-        return _Match(keys, {dialogue.key}.union(*(self._prompts.get(mark, ()) for mark in marks)), names)
+        for item in answers if self._answers else ():
+            others = self._answers.get((dialogue.key, _mark(item.text)), set())
+            names |= dict.fromkeys(others - {""}, item.index)
+        return _Match(self._prompts[dialogue.key], names)
 
 
 class _Dialogue(NamedTuple):
@@ -196,7 +192,6 @@ class _Dialogue(NamedTuple):
 
 
 class _Match(NamedTuple):
-    keys: set[str]
     prompts: set[str]
     names: dict[str, int]
 
@@ -204,7 +199,7 @@ class _Match(NamedTuple):
 def _pack_dialogues(
     folder: Path, account: Account, pages: dict[str, Prompt], sought: _Sought, max_chars: int
 ) -> tuple[Chunks, dict[str, int]]:
-    """Pack the dialogues that are sought; return them, and which is where, by the pairs' keys."""
+    """Pack the dialogues that are sought; return them, and which is where, by the prompts with which they began."""
     path = folder / "exchanges.jsonl"
     held: set[str] = set()
     prompts: set[str] = set()
@@ -213,7 +208,7 @@ def _pack_dialogues(
         for exchange in dialogue.exchanges:
             account.add_exchange(exchange)
         match = sought.match(dialogue)
-        if max_chars > 0 and match.keys:
+        if max_chars > 0 and match is not None:
             max_chars -= sum(_measure(exchange) for exchange in dialogue.exchanges)
             held.add(dialogue.key)
             prompts |= match.prompts
@@ -231,10 +226,8 @@ def _pack_dialogues(
     packed, places = Chunks(), dict[str, int]()
     again = (item for item in read_records(path, Exchange) if isinstance(item, Exchange))
     for dialogue in _group(again):
-        if dialogue.key in held:
-            match = sought.match(dialogue)
-            for key in match.keys:
-                places.setdefault(key, packed.num_rows)
+        if dialogue.key in held and (match := sought.match(dialogue)) is not None:
+            places[dialogue.key] = packed.num_rows
             told = [found for key in sorted(match.prompts) for found in verdicts.get(key, [])]
             packed.add(_show(dialogue.exchanges, pages.get(dialogue.key), match.names, grades, told))
     packed.close()
@@ -247,8 +240,8 @@ def _group(exchanges: Iterable[Exchange]) -> Iterator[_Dialogue]:
         yield _Dialogue(key, list(found))
 
 
-def _mark(text: str) -> str:
-    return f"text {hash(text.strip())}"
+def _mark(text: str) -> int:
+    return hash(text.strip())
 
 
 def _measure(exchange: Exchange) -> int:

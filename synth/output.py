@@ -62,7 +62,7 @@ class Output:
         for record in [*verdicts.values(), *(item for item in outcome.records if not isinstance(item, Comparison))]:
             refused = record if isinstance(record, Dropped) else self._refuse(record)
             if refused is None:
-                self._write(record)
+                self._write(record, outcome.prompt)
                 is_kept = is_kept or type(record) is self._makes
             else:
                 run.write("refused.jsonl", refused)
@@ -83,8 +83,10 @@ class Output:
             return next((no for judge in self._judges if (no := judge(record))), None)
         return None
 
-    def _write(self, record: Record) -> None:
+    def _write(self, record: Record, begun: Prompt) -> None:
         kind = type(record)
+        if isinstance(record, Pair | Group | Triplet):
+            record = record.model_copy(update={"source_id": begun.id})
         self._run.write(FILES[kind], record)
         self._made[kind] += 1
         self._budget.num_pairs += kind is self._makes

@@ -180,32 +180,36 @@ def test_dialogues_stop_where_their_room_is_full(run: Path) -> None:
     assert "The page holds the dialogues behind 0 of 30 pairs (max_dialogue_mb)" in page
 
 
-def test_a_pair_to_a_prompt_that_the_recipe_wrote_finds_its_dialogue_by_the_chosen_text(tmp_path: Path) -> None:
+def test_pairs_to_prompts_that_the_recipe_wrote_find_their_dialogues(tmp_path: Path) -> None:
+    """Two seeds whose answers are the same words: each pair leads to its own, and scores and verdicts with it."""
     folder = make_run(tmp_path / "run", 2)
-    seed, written = Prompt.make("a seed"), Prompt.make("what the recipe wrote", tags={"skill": "sums"})
-    texts = ("the strong answer", "the weak one")
-    strong, weak = (
-        Completion.make(prompt_id=seed.id, index=at, text=text, finish_reason="stop", num_prompt_tokens=1, num_tokens=1)
-        for at, text in enumerate(texts)
-    )
-    exchange = Exchange(prompt_id=seed.id, step="answer", sent=written.messages, completions=(strong, weak))
-    sides = [item.renumber(prompt_id=written.id, index=item.index) for item in (strong, weak)]
-    pair = Pair.make(written, *sides, scores=(1.0, 0.0), recipe="codec")
-    score = {"completion_id": sides[0].id, "scorer": "judge", "value": 1.0}
-    verdict = {"id": "v", "prompt_id": written.id, "judge": "judge", "completion_ids": [item.id for item in sides]}
-    verdict |= {"chars": [17, 12], "forward": "first", "backward": "first"}
-    write_lines(folder / "instructions.jsonl", written)
-    records = {"exchanges": exchange, "pairs": pair, "prompts": seed, "scores": score, "comparisons": verdict}
-    for name, record in records.items():
-        with (folder / f"{name}.jsonl").open("a") as stream:
-            stream.write((record.model_dump_json() if isinstance(record, Record) else json.dumps(record)) + "\n")
+    for at in range(2):
+        seed = Prompt.make(f"seed {at}")
+        written = Prompt.make(f"what the recipe wrote of {at}", tags={"skill": "sums"})
+        true, false = (
+            Completion.make(
+                prompt_id=seed.id, index=place, text=text, finish_reason="stop", num_prompt_tokens=1, num_tokens=1
+            )
+            for place, text in enumerate(("True", "False"))
+        )
+        exchange = Exchange(prompt_id=seed.id, step="answer", sent=written.messages, completions=(true, false))
+        sides = [item.renumber(prompt_id=written.id, index=item.index) for item in (true, false)]
+        pair = Pair.make(written, *sides, scores=(1.0, 0.0), recipe="codec").model_copy(update={"source_id": seed.id})
+        score = {"completion_id": sides[0].id, "scorer": "judge", "value": 1.0 + at}
+        verdict = {"id": "v", "prompt_id": written.id, "judge": "judge", "completion_ids": [item.id for item in sides]}
+        verdict |= {"chars": [4, 5], "forward": "first", "backward": "first"}
+        records = {"exchanges": exchange, "pairs": pair, "prompts": seed, "scores": score, "comparisons": verdict}
+        for name, record in (records | {"instructions": written}).items():
+            with (folder / f"{name}.jsonl").open("a") as stream:
+                stream.write((record.model_dump_json() if isinstance(record, Record) else json.dumps(record)) + "\n")
     held = unpack(render_report({"run": folder}, title="t"))
-    assert held.places == [0, 1, 2]
-    assert held.dialogues[2]["asked"][0][2] == [["user", "what the recipe wrote"]]
-    assert [reply[4] for reply in held.dialogues[2]["asked"][0][3]] == [[["judge", 1.0, ""]], []]
-    assert held.dialogues[2]["verdicts"] == [["judge", 0, 1, "first", "first"]]
+    assert held.places == [0, 1, 2, 3]
+    for at, dialogue in enumerate(held.dialogues[2:]):
+        assert dialogue["asked"][0][2] == [["user", f"what the recipe wrote of {at}"]]
+        assert [reply[4] for reply in dialogue["asked"][0][3]] == [[["judge", 1.0 + at, ""]], []]
+        assert dialogue["verdicts"] == [["judge", 0, 1, "first", "first"]]
     assert held.fields["tag: skill"]["values"] == ["", "sums"]
-    assert held.fields["tag: skill"]["codes"] == [0, 0, 1]
+    assert held.fields["tag: skill"]["codes"] == [0, 0, 1, 1]
 
 
 def test_many_rows_are_packed_in_chunks_and_the_same_bytes(tmp_path: Path) -> None:

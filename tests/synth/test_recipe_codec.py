@@ -102,6 +102,7 @@ def test_a_clear_gap_in_both_orders_is_a_pair_of_the_new_instruction(tmp_path: P
         ("rejected", f"{TARGET} so.", 2.0),
     ]
     assert group.prompt == instruction.messages
+    assert pair.source_id == group.source_id == seed.id
     (verdict,) = read(done, "comparisons.jsonl", Comparison)
     assert (verdict.forward, verdict.backward, verdict.winner) == ("first", "first", 0)
     scores = {item.completion_id: item for item in read(done, "scores.jsonl", Score)}
