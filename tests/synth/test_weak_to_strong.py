@@ -180,9 +180,10 @@ def test_several_pairs_a_question_are_of_different_samples(tmp_path: Path) -> No
     assert again == pairs
 
 
-def test_known_answers_are_out_of_the_trainings_reach() -> None:
+@pytest.mark.parametrize("pipeline", ["weak_to_strong", "weak_to_strong_direct"])
+def test_known_answers_are_out_of_the_trainings_reach(pipeline: str) -> None:
     """Of all that a training reads, and of all that made it, nothing knows an answer to the student's questions."""
-    found, _ = load_job("run", "weak_to_strong", [f"split.data={__file__}"])
+    found, _ = load_job("run", pipeline, [f"split.data={__file__}"])
     assert isinstance(found, Pipeline)
     reads = {name: [str(path) for path in found.load(name, Path("run"))[0].inputs().values()] for name in found.jobs}
 
