@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import json
 import pkgutil
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeGuard, TypeVar
@@ -182,14 +183,25 @@ def _explain(error: ValidationError, source: str) -> ConfigError:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Split `key.sub=value`; the value is read as JSON, else it is the string that it is."""
+    """Split `key.sub=value`; the value is read as JSON, or as YAML's `{key: value}`, else it is the string that it is."""
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
         raise ConfigError("command line", given=repr(text), allowed="key=value", do="Write, for instance, seed=1.")
     try:
         return key.strip(), json.loads(value)
     except json.JSONDecodeError:
-        return key.strip(), value
+        return key.strip(), _read_mapping(value) or value
+
+
+def _read_mapping(text: str) -> Mapping[str, Any] | None:
+    """Read `{key: value}`; None for all else, above all for a template such as `{question}`."""
+    if not re.match(r"\{\s*[\w.]+\s*: ", text):
+        return None
+    try:
+        found: Any = _Loader(text).get_single_data()
+    except yaml.YAMLError:
+        return None
+    return found if _is_mapping(found) else None
 
 
 def apply_override(values: dict[str, Any], key: str, value: Any, *, cls: type[Config] | None = None) -> None:

@@ -85,6 +85,10 @@ def test_a_missing_field_is_to_be_added() -> None:
         ("model=a=b", ("model", "a=b")),
         ("plain_text=false", ("plain_text", False)),
         ('engine={"name": "hf"}', ("engine", {"name": "hf"})),
+        ("engine={name: hf, threads: [1, 2]}", ("engine", {"name": "hf", "threads": [1, 2]})),
+        ("question={question}", ("question", "{question}")),
+        ("question={a}: {b}", ("question", "{a}: {b}")),
+        ("question={a: 1", ("question", "{a: 1")),
         ("learning_rate=5e-7", ("learning_rate", 5e-7)),
         ("adapter=null", ("adapter", None)),
         ("model=", ("model", "")),
@@ -151,8 +155,8 @@ def test_a_job_takes_a_list_with_commas_and_swaps_its_objective(tmp_path: Path) 
 
 def test_where_an_override_is_wrong_it_is_named() -> None:
     with pytest.raises(ConfigError) as raised:
-        load_job("synth", "quickstart", ["recipe.n=1"])
-    assert raised.value.where == "quickstart.yaml + recipe.n=1: recipe.n"
+        load_job("synth", "quickstart", ["recipe.n=0"])
+    assert raised.value.where == "quickstart.yaml + recipe.n=0: recipe.n"
 
 
 @pytest.mark.parametrize(
