@@ -60,7 +60,7 @@ def score_labels(hidden_ND: Tensor, labels_N: Tensor, head: Head, *, extras: boo
 def find_head(model: Any) -> Head | str:
     """Return a causal language model's head, or why it cannot be taken out of the model."""
     layer = model.get_output_embeddings()
-    if type(layer) is not torch.nn.Linear:
+    if _find_type(layer) is not torch.nn.Linear:
         return f"a head of type {type(layer).__name__}"
     if any(part.requires_grad for part in layer.parameters()):
         return "a head that is trained"
@@ -72,6 +72,15 @@ def find_head(model: Any) -> Head | str:
         return "logits scaled in a way of its own"
     scale = scales[0] if scales else 1 / divisor if divisor is not None else 1.0
     return Head(layer.weight, layer.bias, float(scale), getattr(config, "final_logit_softcapping", None))
+
+
+def _find_type(layer: Any) -> type:
+    """Return a layer's class; FSDP makes one of its own out of it and itself."""
+    if not torch.distributed.is_available():
+        return type(layer)
+    from torch.distributed.fsdp import FSDPModule
+
+    return type(layer).__bases__[1] if isinstance(layer, FSDPModule) else type(layer)
 
 
 class _ScoreLabels(torch.autograd.Function):

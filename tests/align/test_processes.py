@@ -5,10 +5,13 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from counterfoil.records import Answer, Group
 
@@ -28,13 +31,35 @@ def write(path: Path) -> Path:
     return path
 
 
-def train(folder: Path, config: Path, *overrides: str, processes: int) -> list[dict[str, Any]]:
+SHARDED = """
+import sys
+from accelerate import state
+begin = state.PartialState.__init__
+def begin_as_another(self, *given, **named):
+    begin(self, *given, **named)
+    if self.distributed_type == state.DistributedType.MULTI_CPU:
+        self.distributed_type = state.DistributedType.MULTI_XPU
+state.PartialState.__init__ = begin_as_another
+from counterfoil.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""counterfoil where accelerate takes CPUs for devices whose weights FSDP may split, which it does not by itself."""
+
+
+def train(
+    folder: Path, config: Path, *overrides: str, processes: int, environ: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
     """Run `counterfoil align` in `processes` processes; return what was logged."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "counterfoil", "align", str(config), "--to", str(folder), "--quiet", *overrides]
-    common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    program = ["-c", SHARDED] if environ else ["-m", "counterfoil"]
+    command = [sys.executable, *program, "align", str(config), "--to", str(folder), "--quiet", *overrides]
+    common = (
+        os.environ
+        | dict(environ or {})
+        | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    )
     ranks = [
         {} if processes == 1 else {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
         for rank in range(processes)
@@ -62,6 +87,25 @@ def test_two_processes_give_the_loss_curve_of_one(objective: str, tmp_path: Path
     assert (tmp_path / "two" / "adapter" / "adapter_model.safetensors").is_file()
     assert not [item for item in (tmp_path / "two").iterdir() if item.name.startswith(".adapter")]
     assert json.loads((tmp_path / "two" / "manifest.json").read_text())["counts"]["kept"] == 16
+
+
+@pytest.mark.parametrize("objective", ["dpo", "copg"])
+def test_weights_in_shards_give_the_adapter_of_one_process(objective: str, tmp_path: Path, tiny_model: Path) -> None:
+    """FSDP2 for real, its shards on two CPU processes, by what accelerate makes of our config file."""
+    launcher = load_launcher("fsdp")
+    environ = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_CPU": "true"}
+    environ |= {key.upper(): str(value) for key, value in launcher.fsdp_config.items()}
+    config = tmp_path / "job.yaml"
+    config.write_text(f"objective: {objective}\nlora: {{rank: 4}}\nepochs: 2\nlearning_rate: 5.0e-3\nsave_every: 3\n")
+    given = (f"data={write(tmp_path / 'data.jsonl')}", f"model={tiny_model}")
+    split = ("batch_size=2", "cache_reference=false", "share_prompts=false")
+    alone = train(tmp_path / "one", config, *given, "batch_size=4", processes=1)
+    shards = train(tmp_path / "two", config, *given, *split, processes=2, environ=environ)
+    assert [row["loss"] for row in shards] == pytest.approx([row["loss"] for row in alone], rel=1e-4, abs=1e-5)
+    one, two = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for key, whole in one.items():
+        assert torch.allclose(whole, two[key], rtol=1e-3, atol=1e-4), key
 
 
 def load_launcher(name: str) -> Any:
