@@ -41,7 +41,10 @@ def begin_as_another(self, *given, **named):
         self.distributed_type = state.DistributedType.MULTI_XPU
 state.PartialState.__init__ = begin_as_another
 from counterfoil.cli import main
-sys.exit(main(sys.argv[1:]))
+code = main(sys.argv[1:])
+kind = state.AcceleratorState().distributed_type
+assert kind == state.DistributedType.FSDP, kind  # else accelerate trains copies, without a word
+sys.exit(code)
 """
 """counterfoil where accelerate takes CPUs for devices whose weights FSDP may split, which it does not by itself."""
 
