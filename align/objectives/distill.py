@@ -13,10 +13,10 @@ chooses, the one that the student likes least of those (the min-max form) by def
 score between 0 and 1 by any scorer) in place of a discriminator trained beside the student.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from align.objective import Batch, Loss, LossObjective, drop
@@ -33,8 +33,8 @@ class Distill(LossObjective):
 
     label_weight: float = Field(default=0.5, ge=0)
     """Weight of the label (the paper's a1); 0 where a rationale ends in its answer anyway."""
-    contrast_weight: float = Field(default=0.5, gt=0)
-    """Weight of the rationales (a2)."""
+    contrast_weight: float = Field(default=0.5, ge=0)
+    """Weight of the rationales (a2); 0 learns labels alone."""
     beta: float = Field(default=0.2, ge=0)
     """Weight of negative rationales against positive ones; 0 learns the positive ones alone."""
     delta_nats: float = Field(default=3.0, gt=0)
@@ -42,11 +42,19 @@ class Distill(LossObjective):
     negative: Literal["max", "min"] = "max"
     """Of several negatives take the one with the largest or with the smallest cross-entropy."""
 
+    @model_validator(mode="after")
+    def check_weights(self) -> Self:
+        """Refuse a loss of nothing."""
+        if not self.label_weight + self.contrast_weight:
+            raise ValueError("label_weight and contrast_weight are both 0: nothing would be learnt")
+        return self
+
     def select(self, group: Group) -> Group | Dropped:
-        """Take rationales by role; an answer without one is the label. Each needs a score in 0..1 or none."""
-        kept = tuple(item for item in group.answers if item.text.strip())
-        if not any(item.role == "chosen" for item in kept):
-            return drop(group, "no positive rationale")
+        """Take what has a weight: rationales by role, and as the label an answer without one. A score is in 0..1 or none."""
+        weights = {"": self.label_weight, "chosen": self.contrast_weight, "rejected": self.contrast_weight * self.beta}
+        kept = tuple(item for item in group.answers if item.text.strip() and weights[item.role])
+        if not any(item.role == ("chosen" if self.contrast_weight else "") for item in kept):
+            return drop(group, "no positive rationale" if self.contrast_weight else "no label")
         wild = [item.score for item in kept if item.score is not None and not 0 <= item.score <= 1]
         if wild:
             return drop(group, "a quality outside of 0..1", str(wild[0]))
@@ -68,8 +76,9 @@ class Distill(LossObjective):
             own = [row for row, group in enumerate(batch.group_N.tolist()) if group == at]
             sides = {side: [row for row in own if roles[row] == side] for side in ("chosen", "rejected", "")}
             labels += [cost_N[sides[""]].mean()] if sides[""] else []
-            best = min(sides["chosen"], key=lambda row: float(cost_N[row].detach()))
-            good.append(quality[best] * cost_N[best])
+            if sides["chosen"]:
+                best = min(sides["chosen"], key=lambda row: float(cost_N[row].detach()))
+                good.append(quality[best] * cost_N[best])
             if sides["rejected"]:
                 pick = max if self.negative == "max" else min
                 worst = pick(sides["rejected"], key=lambda row: float(cost_N[row].detach()))

@@ -51,7 +51,8 @@ def make_batch(
 
 
 EVERY = (
-    Copg(), Copg(preferences=True), Decoupled(), Distill(), Dpo(), Ipo(), Pairwise(loss_type="hinge"), Reward(), Sft(),
+    Copg(), Copg(preferences=True), Decoupled(), Distill(), Distill(contrast_weight=0), Dpo(),
+    Ipo(), Pairwise(loss_type="hinge"), Reward(), Sft(),
     Sft(side="rejected"), ThoughtPath(), Unlikelihood(), Unlikelihood(way="only_spans"),
 )  # fmt: skip
 
@@ -197,6 +198,18 @@ def test_distill_takes_rationales_with_qualities() -> None:
     assert reason(Distill(), answer("n", "rejected")) == "no positive rationale"
     assert reason(Distill(), answer("p", "chosen", 3.0)) == "a quality outside of 0..1"
     assert texts(Distill(), answer("p", "chosen"), answer(" ", "rejected"), answer("l")) == ["p", "l"]
+
+
+def test_distill_computes_what_has_a_weight() -> None:
+    whole = answer("p", "chosen"), answer("n", "rejected"), answer("l")
+    assert texts(Distill(contrast_weight=0), *whole) == ["l"]
+    assert texts(Distill(label_weight=0), *whole) == ["p", "n"]
+    assert texts(Distill(beta=0), *whole) == ["p", "l"]
+    assert reason(Distill(contrast_weight=0), *whole[:2]) == "no label"
+    with pytest.raises(ValueError, match="both 0"):
+        Distill(label_weight=0, contrast_weight=0)
+    labels = Distill(contrast_weight=0, label_weight=1)
+    assert labels.loss(make_batch([[whole[2]]], [[-1.0, -2.0]])).value.item() == pytest.approx(1.5)
 
 
 def make_twins() -> list[Answer]:
