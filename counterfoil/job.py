@@ -151,7 +151,7 @@ class Job(Config):
     """Whether several processes work together on it, as `accelerate launch` starts them."""
 
     PINNED: ClassVar[bool] = True
-    """Whether an unfinished run insists on the inputs that it began with; a job of jobs leaves that to each of them."""
+    """Whether a run insists on the config and the inputs that it began with; a job of jobs leaves that to each of them."""
 
     @abstractmethod
     def work(self, run: Run) -> None:
@@ -189,6 +189,7 @@ class Job(Config):
             return Finished(path, {}, fresh=True)
         _make_folder(path)
         with _lock(path):
+            (path / "manifest.json").unlink(missing_ok=True)  # of a job of jobs that was done with other jobs
             write_json(path / "job.json", identity)
             manifest = self._perform(path, identity, label=label, overrides=overrides, quiet=quiet)
         return Finished(path, manifest, fresh=True)
@@ -334,7 +335,7 @@ def _without_paths(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_folder(path: Path, identity: dict[str, Any], *, pinned: bool) -> dict[str, Any] | None:
-    """Return the manifest where the job is done. Raises RunError where the folder belongs to something else."""
+    """Return the manifest where this very job is done. Raises RunError where the folder belongs to something else."""
     if path.exists() and not path.is_dir():
         raise RunError(str(path), given="a file", allowed="a folder for the run", do="Give another --to.")
     stub = path / "job.json"
@@ -349,8 +350,8 @@ def _check_folder(path: Path, identity: dict[str, Any], *, pinned: bool) -> dict
     except json.JSONDecodeError:
         before = {}
     old, new = _without_paths(before) if "config" in before else {}, _without_paths(json.loads(json.dumps(identity)))
-    if old and not pinned and read_manifest(path) is None:
-        old["inputs"] = new["inputs"]
+    if old != new and not pinned and old.get("job") == new["job"]:
+        return None
     if old != new:
         changed = [key for key in ("job", "inputs") if old.get(key) != new[key]]
         config = old.get("config", {})

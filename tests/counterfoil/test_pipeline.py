@@ -58,6 +58,30 @@ def test_the_second_job_reads_what_the_first_wrote(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == stamps
 
 
+def test_a_finished_pipeline_takes_one_more_job_and_does_no_other_again(
+    tmp_path: Path, two: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each job's own folder says whether it is done; one whose config is another now is refused there."""
+    path = two()
+    assert main(["run", str(path), "--to", "run", "--quiet", "--brief"]) == 0
+    stamps = {name: (tmp_path / "run" / name / "manifest.json").stat().st_mtime_ns for name in ("first", "second")}
+    values = json.loads(path.read_text())
+    jobs = {"zeroth": values["jobs"]["first"] + " seed=5"} | values["jobs"]
+    jobs["third"] = values["jobs"]["second"] + " sampling.seed=1"
+    path.write_text(json.dumps(values | {"jobs": jobs}))
+    assert main(["run", str(path), "--to", "run", "--quiet", "--brief"]) == 0
+    assert stamps == {name: (tmp_path / "run" / name / "manifest.json").stat().st_mtime_ns for name in stamps}
+    manifest = read_manifest(tmp_path / "run")
+    assert manifest is not None
+    assert list(manifest["figures"]) == ["zeroth", "first", "second", "third"]
+    capfd.readouterr()
+    assert main(["run", str(path), "second.sampling.seed=2", "--to", "run", "--quiet", "--brief"]) != 0
+    assert "run/second" in (said := capfd.readouterr().err)
+    assert "differs in: sampling" in said
+    assert read_manifest(tmp_path / "run") is None, "it means complete"
+    assert main(["run", str(path), "--to", "run", "--quiet", "--brief"]) == 0
+
+
 def test_what_is_given_for_all_reaches_all_that_have_it(tmp_path: Path, two: Callable[..., Path]) -> None:
     """A decode job's seed is its sampling's; what one job is given goes over what all are given."""
     words = ["run", str(two(model="shared")), "seed=7", "first.seed=8", "second.sampling.max_new_tokens=2"]
