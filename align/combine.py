@@ -12,7 +12,8 @@ from pydantic import Field
 
 from align.training import save_whole
 from counterfoil.errors import InputError
-from counterfoil.job import InputPath, Job, Run
+from counterfoil.inputs import InputPath, ModelName
+from counterfoil.job import Job, Run
 from counterfoil.models import find_model, fingerprint_model
 
 __all__ = ["Combine"]
@@ -27,7 +28,7 @@ class Combine(Job):
     """Folders of LoRA adapters that were trained on the same model."""
     weights: tuple[float, ...] = Field(min_length=1)
     """One for each: 1 adds it as it was trained, -1 takes it away."""
-    model: str = "smollm2"
+    model: ModelName = "smollm2"
     """The model that they were trained on: a name, a folder, a GGUF file or a hub id."""
 
     def check(self) -> None:

@@ -16,7 +16,8 @@ from pydantic import Field
 
 from align.training import find_checkpoint, read_step, save_whole, silence, watch
 from counterfoil.errors import InputError
-from counterfoil.job import InputPath, Job, Run
+from counterfoil.inputs import InputPath, ModelName
+from counterfoil.job import Job, Run
 from counterfoil.models import find_model, fingerprint_model
 from eval.prefixes import read_paragraphs
 
@@ -35,7 +36,7 @@ class Cut(Job):
 
     corpus: InputPath
     """A text file, a paragraph a line, to train on."""
-    model: str = "smollm2"
+    model: ModelName = "smollm2"
     """A name, a folder, a GGUF file or a hub id."""
     layers: int = Field(default=6, ge=2)
     """Layers that stay: half of them the model's first, half its last."""

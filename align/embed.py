@@ -20,7 +20,8 @@ from align.train import Lora
 from align.training import find_checkpoint, log_to, read_step, save_whole, silence, watch
 from align.triplets import read_triplets
 from counterfoil.errors import EngineError, InputError
-from counterfoil.job import InputPath, Job, Run
+from counterfoil.inputs import InputPath, ModelName
+from counterfoil.job import Job, Run
 from counterfoil.models import find_model, fingerprint_model
 from counterfoil.records import Triplet
 
@@ -35,7 +36,7 @@ class Embed(Job):
     data: InputPath
     """JSONL with the columns anchor, positive and perhaps negative, as `synth` writes triplets.jsonl; or groups, whose chosen
     answers are one positive together, each weighed by its score, for a loss of ours."""
-    model: str = "minilm"
+    model: ModelName = "minilm"
     """A name, a folder or a hub id of a sentence-transformers model; a plain encoder gets mean pooling."""
     loss: EmbeddingLoss = InfoNce()
     """What is minimised."""

@@ -10,7 +10,7 @@ from align.reference import Row, pad_rows
 from counterfoil.records import Answer, Group
 from decode.chat import encode_prompt
 
-__all__ = ["Collator", "Example", "encode_group", "find_fault"]
+__all__ = ["Collator", "Example", "count_end", "encode_group", "find_fault"]
 
 
 class Example(NamedTuple):
@@ -65,12 +65,17 @@ def encode_group(tokenizer: Any, group: Group) -> Example:
             labelled.append([0] * len(answer.token_ids))
             continue
         found = encode(tokenizer, asked, answer.text)
-        if answer.is_cut:  # without the end that a template puts after it
-            kept = sum(first < len(answer.text.rstrip()) for first, _ in found.offsets)
+        if answer.is_cut:
+            kept = len(found.offsets) - count_end(found, answer)
             found = Encoded(found.ids[: found.start + kept], found.start, found.offsets[:kept])
         rows.append(Row(found.ids, found.start))
         labelled.append([_number(answer, first, last) for first, last in found.offsets])
     return Example(group, rows, labelled)
+
+
+def count_end(found: Encoded, answer: Answer) -> int:
+    """Count the tokens that a template, or the end of the sequence, puts after an answer."""
+    return sum(first >= len(answer.text.rstrip()) for first, _ in found.offsets)
 
 
 def find_fault(example: Example) -> str:

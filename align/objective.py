@@ -6,6 +6,7 @@ function of what the model says of a batch of groups, and the objective is that 
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
@@ -20,7 +21,7 @@ from eval.scorers.verifiable import Verifiable
 if TYPE_CHECKING:  # a config names an objective before anything heavy is loaded
     from torch import Tensor
 
-__all__ = ["Batch", "Fresh", "Loss", "LossObjective", "Objective", "TrlObjective", "drop", "select_pair"]
+__all__ = ["Batch", "Fresh", "Loss", "LossObjective", "Objective", "TrlObjective", "drop", "select_pair", "split_pairs"]
 
 
 class Objective(Choice):
@@ -29,6 +30,10 @@ class Objective(Choice):
     FOLDER: ClassVar[str] = "align.objectives"
     needs_reference: ClassVar[bool] = False
     """Whether the frozen model's log-probabilities enter the loss."""
+
+    def split(self, group: Group) -> list[Group]:
+        """Return the groups that it takes a group for: one by default, for a loss on pairs each pair of its sides."""
+        return [group]
 
     @abstractmethod
     def select(self, group: Group) -> Group | Dropped:
@@ -135,6 +140,18 @@ class LossObjective(Objective):
 def drop(group: Group, reason: str, detail: str = "") -> Dropped:
     """Say why a group teaches an objective nothing."""
     return Dropped(id=group.id, stage="objective", reason=reason, detail=detail[:200])
+
+
+def split_pairs(group: Group) -> list[Group]:
+    """Return a group for each chosen with each rejected answer; one that has not several of either stays as it is."""
+    chosen = [item for item in group.answers if item.role == "chosen"]
+    rejected = [item for item in group.answers if item.role == "rejected"]
+    if len(chosen) * len(rejected) < 2:
+        return [group]
+    return [
+        group.model_copy(update={"id": f"{group.id}/{number}", "answers": (one, other)})
+        for number, (one, other) in enumerate(itertools.product(chosen, rejected), 1)
+    ]
 
 
 def select_pair(group: Group) -> Group | Dropped:

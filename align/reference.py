@@ -16,6 +16,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
+from counterfoil.errors import InputError
 from counterfoil.models import cache_folder
 from counterfoil.progress import Progress
 from counterfoil.records import content_id
@@ -95,6 +96,10 @@ def compute_reference(
                     store.put("batch", str(start), json.dumps(values))
                     stage.advance()
         state.wait_for_everyone()
+        if any(not store.has("batch", str(start)) for start in starts):
+            given, allowed = "processes whose user's caches are not one folder", "one that all of them share"
+            do = "Set COUNTERFOIL_CACHE to a shared folder, or cache_reference=false."
+            raise InputError("cache_reference", given=given, allowed=allowed, do=do)
         flat: Iterator[float] = (
             value for start in starts for value in json.loads(store.get("batch", str(start)) or "[]")
         )

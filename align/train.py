@@ -20,6 +20,7 @@ from align.objectives.dpo import Dpo
 from align.training import (
     advise_on_memory,
     find_checkpoint,
+    load_trained,
     log_to,
     read_ratios,
     read_step,
@@ -29,7 +30,8 @@ from align.training import (
 )  # fmt: skip
 from counterfoil.config import Config
 from counterfoil.errors import ConfigError, InputError
-from counterfoil.job import InputPath, Job, Run
+from counterfoil.inputs import InputPath, ModelName
+from counterfoil.job import Job, Run
 from counterfoil.jsonl import write_json
 from counterfoil.models import find_model, fingerprint_model
 from counterfoil.records import Dropped, Group, content_id
@@ -72,7 +74,7 @@ class Train(Job):
 
     data: InputPath
     """JSONL: our pairs and groups, TRL's preference and prompt-completion formats, or prompt, completions, scores."""
-    model: str = "smollm2"
+    model: ModelName = "smollm2"
     """A name, a folder, a GGUF file or a hub id."""
     start: InputPath | None = None
     """An adapter to go on from; None starts a new one that changes nothing."""
@@ -136,6 +138,8 @@ class Train(Job):
         shares = {
             name: self._share(run, part, groups) for name, part in parts.items()
         }  # all, before the first is trained
+        if len(parts) > 1:
+            run.counts |= {name.removeprefix("adapter_"): len(share) for name, share in shares.items()}
         passes = self.epochs
         for name, objective in parts.items():
             history = self._train(run, folder, name, objective, shares[name])
@@ -159,12 +163,13 @@ class Train(Job):
         seen: set[str] = set()
         num_read = 0
         for row in read_groups(self.data):
-            num_read += 1
-            kept = row if isinstance(row, Dropped) else self._check(run, row, seen, tokenizer)
-            if isinstance(kept, Dropped):
-                run.drop(kept)
-            else:
-                groups.append(kept)
+            for part in [row] if isinstance(row, Dropped) else self.objective.split(row):
+                num_read += 1
+                kept = part if isinstance(part, Dropped) else self._check(run, part, seen, tokenizer)
+                if isinstance(kept, Dropped):
+                    run.drop(kept)
+                else:
+                    groups.append(kept)
         run.counts |= {"read": num_read, "kept": len(groups)}
         if len({isinstance(group.prompt, str) for group in groups}) > 1:
             given, allowed = "texts and conversations", "one of the two in a file"
@@ -235,7 +240,12 @@ class Train(Job):
             beta = getattr(objective, "beta", None)
             trainer.add_callback(watch(stage, say=run.progress.say, beta=beta))
             with memory():
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                if checkpoint is not None and read_step(checkpoint) >= steps:
+                    load_trained(
+                        trainer, checkpoint
+                    )  # it ended before it was saved; transformers would train a step more
+                else:
+                    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         history = [
             {key: _plain(value) for key, value in row.items()} for row in trainer.state.log_history if "loss" in row
         ]

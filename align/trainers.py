@@ -20,7 +20,8 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 from trl.trainer.utils import disable_dropout_in_model
 
-from align.examples import encode_group
+from align.data import encode
+from align.examples import count_end, encode_group
 from align.fresh import Sampler
 from align.group_trainer import GroupTrainer
 from align.head import find_head
@@ -107,6 +108,7 @@ def _load(train: "Train", folder: Path, dtype: torch.dtype, *, classifies: bool)
     else:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     disable_dropout_in_model(model)
+    _still_attention(model)
     if train.start is None:
         _check_targets(model, train.lora.targets)
     dropout = train.lora.dropout if train.start is None else _read_start(train.start, classifies=classifies)
@@ -121,6 +123,17 @@ def _load(train: "Train", folder: Path, dtype: torch.dtype, *, classifies: bool)
     if train.gradient_checkpointing:
         tuned.enable_input_require_grads()
     return tuned
+
+
+def _still_attention(model: Any) -> None:
+    """Take the dropout out of attention as well, which is a number of a module and no module of its own.
+
+    With it a policy would differ from its reference before the first step, and what is shared would be drawn once.
+    """
+    for part in model.modules():
+        for name in ("attention_dropout", "attn_dropout", "dropout_rate", "dropout"):
+            if isinstance(getattr(part, name, None), float):
+                setattr(part, name, 0.0)
 
 
 def _read_start(start: Path, *, classifies: bool) -> float:
@@ -197,6 +210,7 @@ def _train_pairs(setup: Setup, objective: TrlObjective) -> Any:
         processing_class=setup.tokenizer,
     )
     _replace_head(trainer, setup.model)
+    _open_ends(trainer, setup.tokenizer, setup.groups)
     if setup.train.reference == "base":
         # TRL's copy of the adapter as it is given; without it the bare model is the reference.
         setup.model.delete_adapter(FROZEN)
@@ -247,6 +261,26 @@ def _replace_head(trainer: Any, model: Any) -> None:
         install_head(base)
 
 
+def _open_ends(trainer: Any, tokenizer: Any, groups: Sequence[Group]) -> None:
+    """Take the end that TRL put after each side out of those that stop before their end.
+
+    Where a limit of tokens cut a text off, an end after it would be learnt as the model's own.
+    """
+    rows: Any = trainer.train_dataset
+    assert len(rows) == len(groups), "a row a pair, in order"
+    for side in ("chosen", "rejected"):
+        answers = [next(answer for answer in group.answers if answer.role == side) for group in groups]
+        surplus = [
+            count_end(encode(tokenizer, _as_prompt(group, answer), answer.text), answer) if answer.is_cut else 0
+            for group, answer in zip(groups, answers, strict=True)
+        ]
+        if any(surplus):
+            name = f"{side}_ids"
+            values = [ids[: len(ids) - extra] for ids, extra in zip(rows[name], surplus, strict=True)]
+            rows = rows.remove_columns(name).add_column(name, values)
+    trainer.train_dataset = rows
+
+
 def _still_copy(model: Any) -> None:
     """Take the dropout out of the frozen copy: it is computed beside the policy, in training, and would be noise."""
     for part in model.modules():
@@ -295,13 +329,17 @@ def _as_pair(group: Group) -> dict[str, Any]:
     return {"id": group.id, "prompt": _as_messages(group, group.answers[0]), **sides}
 
 
+def _as_prompt(group: Group, answer: Answer) -> Any:
+    return group.prompt if answer.prompt is None else answer.prompt
+
+
 def _as_messages(group: Group, answer: Answer) -> Any:
-    asked = group.prompt if answer.prompt is None else answer.prompt
+    asked = _as_prompt(group, answer)
     return asked if isinstance(asked, str) else list(asked)
 
 
 def _as_answer(group: Group, answer: Answer) -> Any:
-    asked = group.prompt if answer.prompt is None else answer.prompt
+    asked = _as_prompt(group, answer)
     return answer.text if isinstance(asked, str) else [{"role": "assistant", "content": answer.text}]
 
 

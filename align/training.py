@@ -1,5 +1,6 @@
 """What trainings share: checkpoints, the bar, a stop where the loss is no number, weights that appear whole."""
 
+import json
 import math
 import os
 import shutil
@@ -13,8 +14,8 @@ from counterfoil.errors import RunError
 from counterfoil.progress import Stage
 
 __all__ = [
-    "advise_on_memory", "find_checkpoint", "log_to", "read_ratios", "read_step", "refuse_not_finite", "save_whole", "silence",
-    "watch",
+    "advise_on_memory", "find_checkpoint", "load_trained", "log_to", "read_ratios", "read_step", "refuse_not_finite",
+    "save_whole", "silence", "watch",
 ]  # fmt: skip
 
 LOOK_BACK = 10
@@ -29,14 +30,29 @@ DISPLACED_NATS = -1.0
 
 
 def find_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint: the trainer's state is the last file that it writes into one."""
-    whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    """Return the newest whole checkpoint: the trainer's state is the last file that it writes into one, not at once."""
+    whole = [path for path in folder.glob("checkpoint-*") if _is_whole(path / "trainer_state.json")]
     return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+
+def _is_whole(state: Path) -> bool:
+    try:
+        return bool(json.loads(state.read_text(encoding="utf-8")))
+    except (OSError, ValueError):  # not there, or torn
+        return False
 
 
 def read_step(checkpoint: Path | None) -> int:
     """Return the step of a checkpoint; 0 for none."""
     return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
+
+
+def load_trained(trainer: Any, checkpoint: Path) -> None:
+    """Give a trainer the weights and the history of a checkpoint, as if it had just trained to there."""
+    from transformers.trainer_callback import TrainerState
+
+    trainer._load_from_checkpoint(str(checkpoint))
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
 def silence() -> None:
@@ -86,14 +102,21 @@ def watch(stage: Stage, *, say: Callable[[str], None] | None = None, beta: float
             if "rewards/accuracies" in logs:
                 shown["accuracy"] = f"{float(logs['rewards/accuracies']):.2f}"
             ratios = read_ratios(logs, beta)
+            shown |= {side: f"{value:+.1f} nats" for side, value in ratios.items() if math.isfinite(value)}
             if "chosen" in ratios and math.isfinite(ratios["chosen"]):
-                shown["chosen"] = f"{ratios['chosen']:+.1f} nats"
                 self.recent.append(ratios["chosen"])
-            mean = sum(self.recent) / max(len(self.recent), 1)
-            if not self.told and say and len(self.recent) == LOOK_BACK and mean < DISPLACED_NATS:
-                self.told = True
-                say(DISPLACED.format(step=state.global_step, mean=mean))
+            if len(self.recent) == LOOK_BACK:
+                self.warn(state.global_step)
             stage.advance(1, **shown)
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            self.warn(state.global_step)  # a training of fewer steps
+
+        def warn(self, step: int) -> None:
+            mean = sum(self.recent) / max(len(self.recent), 1)
+            if not self.told and say and mean < DISPLACED_NATS:
+                self.told = True
+                say(DISPLACED.format(step=step, mean=mean))
 
     return Watch()
 

@@ -7,8 +7,8 @@ sentences that they share, so that no sentence is on both. Trained on: pairs of 
 more. Measured: Spearman's correlation of cosines with the scores of the other side.
 
 wiki: paragraphs of WikiText-2. The anchor is a sentence from the middle of a paragraph, the positive is the paragraph
-without it. Trained on valid.txt. Measured on test.txt: the reciprocal rank of a sentence's own paragraph among all, 0
-below rank 10.
+without it (for `pooled` its sentences, pooled). Trained on valid.txt. Measured on test.txt: the reciprocal rank of a
+sentence's own paragraph among all, 0 below rank 10.
 
 cos_e: CommonsenseQA's questions and people's explanations of the right answer. The anchor is a question without its
 choices, the positive is the explanation, of five words or more and nobody else's. Trained on the training split. Measured
@@ -44,12 +44,14 @@ LOSSES: dict[str, dict[str, Any]] = {
     "weighted_targets": {"name": "weighted_targets"},
     "weighted_targets, paper": {"name": "weighted_targets", "sharpness": 1.0},
     "momentum_queue": {"name": "momentum_queue"},
+    "pooled": {"name": "pooled"},
 }
 TRAINED = {"sts": 256, "cos_e": 768, "wiki": 256}
 MEASURED = {"sts": 600, "cos_e": 600, "wiki": 300}
 """Rows."""
 SETTINGS: dict[str, Any] = {"batch_size": 32, "epochs": 1, "learning_rate": 5e-5, "max_tokens": 64}
 POSITIVE = 4.0
+SENTENCES = re.compile(r"(?<=[.!?]) +(?=[A-Z\"])")
 MIN_SENTENCES, MIN_WORDS, MIN_EXPLANATION = 3, 8, 5
 RESAMPLES = 1999
 
@@ -132,7 +134,7 @@ def _ask(path: Path) -> list[tuple[str, str]]:
 
     found: list[tuple[str, str]] = []
     for paragraph in dict.fromkeys(read_paragraphs(path)):
-        sentences = re.split(r"(?<=[.!?]) +(?=[A-Z\"])", paragraph.text)
+        sentences = SENTENCES.split(paragraph.text)
         if len(sentences) >= MIN_SENTENCES:
             at = len(sentences) // 2
             if len(sentences[at].split()) >= MIN_WORDS:
@@ -169,9 +171,11 @@ def train(name: str, task: Task, loss: str, seed: int, to: Path) -> list[float]:
     from align.embed import Embed
     from counterfoil.config import build
 
-    data = to / name / "pairs.jsonl"
+    pools = name == "wiki" and loss == "pooled"
+    data = to / name / ("pools.jsonl" if pools else "pairs.jsonl")
     data.parent.mkdir(parents=True, exist_ok=True)
-    data.write_text("".join(json.dumps({"anchor": one, "positive": other}) + "\n" for one, other in task.pairs))
+    rows = [{"anchor": one, "positive": other} | (_pool(one, other) if pools else {}) for one, other in task.pairs]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     folder = to / name / loss.replace(" ", "_").replace(",", "") / str(seed)
     keep = folder.with_suffix(".json")
     if not keep.is_file():
@@ -179,6 +183,12 @@ def train(name: str, task: Task, loss: str, seed: int, to: Path) -> list[float]:
         done = job.run(folder, quiet=True)
         measure(task, str(done.path("model")), keep)
     return json.loads(keep.read_text())
+
+
+def _pool(anchor: str, paragraph: str) -> dict[str, Any]:
+    """Return a paragraph as one positive out of its sentences, all of one weight."""
+    parts = [part for part in dict.fromkeys(SENTENCES.split(paragraph)) if part.strip() not in ("", anchor.strip())]
+    return {"positive": parts[0], "shares": dict.fromkeys(parts, 1 / len(parts))}
 
 
 def compare(task: Task, before: list[float], after: list[list[float]]) -> tuple[float, Any, list[float]]:

@@ -1,9 +1,9 @@
 """What `counterfoil synth` costs beside the engine that it drives.
 
-    python benchmarks/synth_overhead.py engine       # against vllm.LLM.generate on the same prompts and settings
+    python benchmarks/synth_overhead.py engine       # against vllm.LLM.chat on the same prompts and settings
     python benchmarks/synth_overhead.py bookkeeping  # the scripted engine, 100,000 and 1,000,000 prompts
 
-`engine`: two processes, each with its own open engine, take turns on the same 1,000 requests (500 prompts, 2 samples);
+`engine`: two processes, each with its own open engine, take turns on the same 256 prompts (2 samples of 32 tokens);
 starting the engines is not counted. `bookkeeping`: a process a size, on one core; peak memory is the system's own account.
 A prompt is six records: itself, what was asked and answered, two scores, the group of its answers, a pair.
 """
@@ -27,15 +27,14 @@ sys.path[:] = [
 ]  # files here are named like the packages `align`, `decode`
 
 ROUNDS = 5
-NUM_PROMPTS = 500
-MAX_NEW_TOKENS = 8
+NUM_PROMPTS = 256
+MAX_NEW_TOKENS = 32
 
 
 def serve_bare(pipe: Connection) -> None:
-    """Answer with vllm.LLM.generate alone."""
+    """Answer with vllm.LLM.chat alone."""
     from counterfoil.models import find_model
     from counterfoil.records import Prompt
-    from decode.chat import encode_prompt, load_tokenizer
     from decode.engines.vllm import Vllm
     from decode.generate import draw_seed
     from decode.vllm_process import prepare_environment
@@ -52,15 +51,14 @@ def serve_bare(pipe: Connection) -> None:
         enforce_eager=True, enable_prefix_caching=True, enable_chunked_prefill=False, block_size=32,
         max_num_batched_tokens=2048, kv_cache_memory_bytes=2**30, disable_log_stats=True,
     )  # fmt: skip
-    tokenizer = load_tokenizer(str(folder))
     (asked,) = next(BestOfN(n=2, max_new_tokens=MAX_NEW_TOKENS).make(Prompt.make(""), Verifiable()))
     sampling = asked.sampling  # type: ignore[union-attr]
 
     def work(path: Path) -> int:
         prompts = [Prompt.model_validate_json(line) for line in path.read_text().splitlines()]
-        ids = [{"prompt_token_ids": encode_prompt(tokenizer, item.messages)} for item in prompts]
+        chats = [list(item.messages) for item in prompts]
         seeds = [sampling.model_copy(update={"seed": draw_seed(0, item.id)}) for item in prompts]
-        outputs = llm.generate(ids, [make_sampling_params(item) for item in seeds], use_tqdm=False)  # type: ignore[arg-type]
+        outputs = llm.chat(chats, [make_sampling_params(item) for item in seeds], use_tqdm=False)  # type: ignore[arg-type]
         llm.reset_prefix_cache()
         return sum(len(part.token_ids) for output in outputs for part in output.outputs)
 

@@ -24,8 +24,8 @@ PROMPTS = 128
 
 def synthesise(address: str, judge: str, folder: Path, *, marks: bool) -> bytes:
     """Write answers, and marks where they are wanted; return what was scored."""
-    from decode.dialogue import Speaker
     from decode.engines.openai_api import OpenaiApi
+    from decode.speaker import Role
     from eval.scorers.judge import Judge
     from eval.scorers.verifiable import Verifiable
     from eval.tasks.constraints import Constraints
@@ -36,7 +36,7 @@ def synthesise(address: str, judge: str, folder: Path, *, marks: bool) -> bytes:
         task=Constraints(count=PROMPTS),
         model="smollm2",
         engine=OpenaiApi(base_url=address),
-        roles={"judge": Speaker(model="smollm2", engine=OpenaiApi(base_url=judge))} if marks else {},
+        roles={"judge": Role(model="smollm2", engine=OpenaiApi(base_url=judge))} if marks else {},
         recipe=BestOfN(n=2, max_new_tokens=48, margin=0.01),
         scorer=Judge(explain=False, max_new_tokens=16) if marks else Verifiable(),
     )

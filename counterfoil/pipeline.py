@@ -26,7 +26,8 @@ from pydantic import Field, field_validator
 
 from counterfoil.config import find_config, read_yaml
 from counterfoil.errors import ConfigError, InputError, RunError
-from counterfoil.job import Job, Run, list_path_fields, read_manifest
+from counterfoil.inputs import list_path_fields
+from counterfoil.job import Job, Run, read_manifest
 from counterfoil.verbs import VERBS, find_job, load_job
 
 __all__ = ["Pipeline"]

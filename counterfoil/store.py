@@ -90,6 +90,16 @@ class Store:
             raise
         self._syncer.wake()
 
+    def add(self, stage: str, key: str, value: str) -> bool:
+        """Keep `value` unless there is one for the key; say whether it is kept. Raises OSError where the disk is full."""
+        try:
+            done = self._db.execute("INSERT OR IGNORE INTO finished VALUES (?, ?, ?)", (stage, key, value))
+        except sqlite3.OperationalError as error:
+            _refuse_full(error)
+            raise
+        self._syncer.wake()
+        return done.rowcount == 1
+
     def get(self, stage: str, key: str) -> str | None:
         """Return what was kept, or None."""
         row = self._db.execute("SELECT value FROM finished WHERE stage=? AND key=?", (stage, key)).fetchone()

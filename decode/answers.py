@@ -60,8 +60,9 @@ class Answers:
         kept = self._own.get("answer", key)
         if kept is None:
             kept = self._read_shared(key)
-        if kept is None:
-            return None
+            if kept is None:
+                return None
+            self._own.put("answer", key, kept)  # so that the run goes on by its own folder alone
         return tuple(
             Completion.make(prompt_id=prompt_id, index=start + at, **part)  # type: ignore[arg-type]
             for at, part in enumerate(_PARTS.validate_json(kept))
@@ -72,11 +73,13 @@ class Answers:
             return self._shared.get("answer", key) if self._shared is not None else None
         return None
 
-    def keep(self, key: str, completions: Sequence[Completion]) -> None:
-        """Keep an answer."""
+    def keep(self, key: str, completions: Sequence[Completion]) -> bool:
+        """Keep an answer; False where one is kept already, which stays: two may have asked the same at a time."""
         parts = [item.model_dump(exclude={"id", "prompt_id", "index"}, exclude_none=True) for item in completions]
         text = _PARTS.dump_json(parts).decode()
-        self._own.put("answer", key, text)
+        if not self._own.add("answer", key, text):
+            return False
         if self._shared is not None:
             with suppress(OSError, sqlite3.Error):  # a copy: a run does without
-                self._shared.put("answer", key, text)
+                self._shared.add("answer", key, text)
+        return True

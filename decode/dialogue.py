@@ -15,20 +15,18 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from pydantic import Field
-
-from counterfoil.config import Config, fingerprint
+from counterfoil.config import fingerprint
 from counterfoil.errors import RunError
 from counterfoil.job import Run
 from counterfoil.records import Completion, Dropped, Exchange, Prompt, Record
 from decode.answers import Answers
-from decode.engine import Engine, Given, GivenLogprobs, Request, Result
-from decode.engines.vllm import Vllm
+from decode.bench import Bench, Done
+from decode.engine import Given, GivenLogprobs, Request, Result
 from decode.generate import draw_seed
-from decode.method import Method
-from decode.steps import Answered, Ask, Refusal, Steps, Weigh
+from decode.speaker import Speaker
+from decode.steps import Answered, Ask, Refusal, Step, Steps, Weigh, Work
 
-__all__ = ["Outcome", "Price", "Speaker", "converse"]
+__all__ = ["Outcome", "converse"]
 
 OPEN_DIALOGUES = 1024
 """Dialogues begun and not ended: several times what any engine computes at a time."""
@@ -36,32 +34,10 @@ ENDED_EARLY = 16_384
 """Outcomes that wait for a slower one before them, so that all come in order."""
 IMPOSSIBLE_NATS = -1e4
 """Log-probability of a token that a method forbids: minus infinity is no JSON."""
+WAIT_S = 0.05
+"""For a computation, where no model has anything to do."""
 ALL_FAIL = 64
 """Requests that fail, with none answered, before a run is given up."""
-
-
-class Price(Config):
-    """What a million tokens cost, in any money."""
-
-    prompt: float = Field(default=0.0, ge=0)
-    """Of those sent; what n samples share is sent once."""
-    generated: float = Field(default=0.0, ge=0)
-    """Of those that come back."""
-
-
-class Speaker(Config):
-    """A model, and what runs it."""
-
-    model: str = "smollm2"
-    """A name, a folder, a GGUF file or a hub id."""
-    engine: Engine = Vllm()
-    """What runs the model."""
-    adapter: str | None = None
-    """Folder of a PEFT adapter (for `openai_api`: its name on the server)."""
-    method: Method | None = None
-    """How its next token is chosen."""
-    price: Price | None = None
-    """What it costs, for an estimate."""
 
 
 class Outcome(NamedTuple):
@@ -84,10 +60,11 @@ class _Dialogue:
     number: int
     prompt: Prompt
     steps: Steps[Sequence[Record]]
-    asks: Sequence[Ask | Weigh | Record] = ()
+    asks: Sequence[Step] = ()
     answers: list[Answered] = field(default_factory=list[Answered])
     missing: int = 0
     failure: str = ""
+    error: Exception | None = None
     num_asks: int = 0
     num_completions: int = 0
     is_fresh: bool = False
@@ -172,6 +149,7 @@ class _Hall:
             self._roles[role] = (line, speaker.adapter)
             run.facts["model" if not role else f"model of {role}"] = identity
         self._lines = list(lines.values())
+        self._bench = stack.enter_context(closing(Bench()))
         self._open: dict[int, _Dialogue] = {}
         self._asked: dict[str, _Asked] = {}
         self._ended: dict[int, Outcome] = {}
@@ -197,13 +175,16 @@ class _Hall:
             busy = [line for line in self._lines if line.waiting or line.num_flying]
             if len(busy) < len(self._lines):  # one more may have something for an idle model
                 begun = self._begin()
-                if not busy and not begun:
+                if not busy and not begun and not self._bench.num_open:
                     break
             for line in busy:
                 reply = next(line.replies or self._connect(line))
                 if reply is not None:
                     line.num_flying -= 1
                     self._take(reply)
+            if self._bench.num_open:
+                for done in self._bench.take(wait_s=0.0 if busy else WAIT_S):
+                    self._take_work(done)
         self._over = True
         if self._num_failed and not self._num_answered:
             raise self._give_up()
@@ -243,7 +224,7 @@ class _Hall:
         self._go_on(dialogue, lambda: next(dialogue.steps))
         return True
 
-    def _go_on(self, dialogue: _Dialogue, step: Callable[[], Sequence[Ask | Weigh | Record]]) -> None:
+    def _go_on(self, dialogue: _Dialogue, step: Callable[[], Sequence[Step]]) -> None:
         """Take a dialogue's next steps, as far as they have kept answers."""
         while True:
             try:
@@ -259,6 +240,9 @@ class _Hall:
             for at, asked in enumerate(dialogue.asks):
                 if isinstance(asked, Record):
                     dialogue.records.append(asked)
+                elif isinstance(asked, Work):
+                    self._bench.put((dialogue, at), asked.call, lane=asked.lane, threads=asked.threads)
+                    dialogue.missing += 1
                 else:
                     dialogue.missing += not self._ask(dialogue, at, asked)
             if dialogue.missing:
@@ -308,22 +292,34 @@ class _Hall:
                 raise self._give_up()
         else:
             found = reply.completions if isinstance(reply, Result) else [_weighed(dialogue.asks[at], reply)]
-            self._answers.keep(key, found)
+            is_first = self._answers.keep(key, found)
             self._num_answered += 1
             self._num_tokens += sum(item.num_tokens for item in found)
-            dialogue.answers[at] = tuple(
+            own = tuple(
                 item.renumber(prompt_id=dialogue.prompt.id, index=start + number) for number, item in enumerate(found)
             )
+            kept = None if is_first else self._answers.find(key, prompt_id=dialogue.prompt.id, start=start)
+            dialogue.answers[at] = kept or own
         if not dialogue.missing:
             self._go_on(dialogue, self._close_round(dialogue))
 
-    def _close_round(self, dialogue: _Dialogue) -> Callable[[], Sequence[Ask | Weigh | Record]]:
+    def _take_work(self, done: Done) -> None:
+        """Take what was computed; where nothing else is waited for, go on with it."""
+        dialogue, at = done.tag
+        if dialogue.number not in self._open:  # its time was up
+            return
+        dialogue.missing -= 1
+        dialogue.error = dialogue.error or done.error
+        dialogue.answers[at] = (done.value,)
+        if not dialogue.missing:
+            self._go_on(dialogue, self._close_round(dialogue))
+
+    def _close_round(self, dialogue: _Dialogue) -> Callable[[], Sequence[Step]]:
         """Note what was asked and answered; return the dialogue's next step."""
-        if dialogue.failure:
-            refusal = Refusal("generate", "request failed", dialogue.failure)
-            return lambda: dialogue.steps.throw(refusal)
         for asked, answered in zip(dialogue.asks, dialogue.answers, strict=True):
-            if isinstance(asked, Record):
+            if (
+                isinstance(asked, Work | Record) or not answered
+            ):  # where another's request failed, an answer counts as well
                 continue
             dialogue.exchanges.append(
                 Exchange(
@@ -334,6 +330,12 @@ class _Hall:
                     completions=answered,
                 )
             )
+        if dialogue.failure:
+            refusal = Refusal("generate", "request failed", dialogue.failure)
+            return lambda: dialogue.steps.throw(refusal)
+        if dialogue.error is not None:
+            error, dialogue.error = dialogue.error, None
+            return lambda: dialogue.steps.throw(error)
         answers = dialogue.answers
         return lambda: dialogue.steps.send(answers)
 
@@ -362,7 +364,7 @@ class _Hall:
         return RunError("generate", given=given, allowed="at least one answer", do=do)
 
 
-def _weighed(asked: Ask | Weigh | Record, reply: GivenLogprobs) -> Completion:
+def _weighed(asked: Step, reply: GivenLogprobs) -> Completion:
     assert isinstance(asked, Weigh)
     return Completion.make(
         prompt_id=reply.id,

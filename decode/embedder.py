@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from counterfoil.config import Choice, dump
+from counterfoil.inputs import ModelName
 from counterfoil.models import find_model, fingerprint_model
 from counterfoil.records import content_id
 
@@ -23,7 +24,7 @@ class Embedder(Choice):
     INCIDENTAL: ClassVar[frozenset[str]] = frozenset({"batch_size"})
     """Fields that change no vector."""
 
-    model: str = "minilm"
+    model: ModelName = "minilm"
     """A name, a folder or a hub id."""
     prefix: str = ""
     """Set before every text, for models that were trained with one (`query: `)."""

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from counterfoil.errors import ConfigError, InputError, RunError
-from counterfoil.job import InputPath, Job, Run
+from counterfoil.inputs import InputPath, ModelName
+from counterfoil.job import Job, Run
 from counterfoil.jsonl import read_lines
 from counterfoil.records import Completion, Dropped, Message, Prompt, content_id
 from decode.answers import Answers
@@ -163,7 +164,7 @@ class Generate(Job):
     """The column that holds the prompt."""
     chat: bool = True
     """False goes on from a text as it stands, without the model's chat template."""
-    model: str = "smollm2"
+    model: ModelName = "smollm2"
     """A name, a folder, a GGUF file or a hub id."""
     engine: Engine = Vllm()
     """What runs the model."""

@@ -12,16 +12,16 @@ whatever becomes of the dialogue. `dialogue.py` runs thousands of these side by 
 run again with the same answers: it draws chance from the prompt's id alone, and keeps nothing between prompts.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from counterfoil.records import Completion, Record
+from counterfoil.records import Record
 from decode.engine import Content, Sampling
 
-__all__ = ["Answered", "Ask", "Refusal", "Steps", "Weigh", "ask_for"]
+__all__ = ["Answered", "Ask", "Refusal", "Step", "Steps", "Weigh", "Work", "ask_for"]
 
 RETRY_TEMPERATURE = 0.7
 
@@ -50,12 +50,26 @@ class Weigh:
     role: str = ""
 
 
-Answered = tuple[Completion, ...]
-"""A question's n answers in order, numbered through the whole dialogue; none to a record."""
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A computation of this process that takes long, done in a thread; answered by its one result.
+
+    What it raises is raised at the `yield`. It is not kept: it must come to the same when it is done again.
+    """
+
+    call: Callable[[], Any]
+    lane: str
+    """Works of one lane share its threads, and are done in order: a library that bears one caller at a time has a lane."""
+    threads: int = 1
+
+
+Answered = tuple[Any, ...]
+"""A question's n completions in order, numbered through the whole dialogue; the result of a computation; none to a record."""
 
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
 ReturnT = TypeVar("ReturnT")
-Steps = Generator[Sequence[Ask | Weigh | Record], list[Answered], ReturnT]
+Step = Ask | Weigh | Work | Record
+Steps = Generator[Sequence[Step], list[Answered], ReturnT]
 
 
 class Refusal(Exception):  # noqa: N818  (no error: it ends one record's way)

@@ -13,11 +13,12 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from counterfoil.errors import InputError
-from counterfoil.job import InputPath, Job, Run
+from counterfoil.inputs import InputPath
+from counterfoil.job import Job, Run
 from counterfoil.jsonl import read_jsonl, write_json
 from counterfoil.records import Completion, Dropped, Prompt
-from decode.dialogue import Speaker
 from decode.generate import read_prompts
+from decode.speaker import Role
 from eval.grading import check_roles, grade_all
 from eval.parts import check_parts, list_parts, name_method
 from eval.scorer import Scorer
@@ -41,7 +42,7 @@ class Answers(Job):
     """Folders of finished decode runs on them."""
     scorer: Scorer = ExactAnswer()
     """What judges an answer; one that compares sees a prompt's answers of all parts together."""
-    roles: dict[str, Speaker] = {}
+    roles: dict[str, Role] = {}
     """Models that the scorer asks, by role; the small one stands in for those that are not given."""
     baseline: str | None = None
     """The method that others are compared with; None is the first part's."""

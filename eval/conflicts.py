@@ -11,6 +11,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from counterfoil.errors import ConfigError, InputError
+from counterfoil.inputs import ModelName
 from counterfoil.job import Job, Run
 from counterfoil.records import Dropped, Prompt
 from decode.engine import Engine, Request, Sampling, require
@@ -29,7 +30,7 @@ class Conflicts(Job):
 
     VERB: ClassVar[str] = "eval"
 
-    model: str = "smollm2"
+    model: ModelName = "smollm2"
     """A name, a folder, a GGUF file or a hub id."""
     engine: Engine = Vllm()
     """What runs the model."""

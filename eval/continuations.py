@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from counterfoil.errors import EngineError, InputError
-from counterfoil.job import InputPath, Job, Run
+from counterfoil.inputs import InputPath, ModelName
+from counterfoil.job import Job, Run
 from counterfoil.jsonl import read_jsonl, write_json
 from counterfoil.models import find_model
 from counterfoil.records import Completion, Dropped, content_id
@@ -51,7 +52,7 @@ class Continuations(Job):
     """JSONL with the prefixes and, in `reference.text`, what people wrote."""
     parts: tuple[Path, ...] = Field(min_length=1)
     """Folders of finished decode runs."""
-    model: str = "smollm2"
+    model: ModelName = "smollm2"
     """The language model that reads the texts: a name, a folder, a GGUF file or a hub id."""
     embedder: str | None = None
     """A sentence-transformers model, by folder or hub id; None leaves the embedded coherence out."""

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from counterfoil.job import InputPath, Job, Run
+from counterfoil.inputs import InputPath, ModelName
+from counterfoil.job import Job, Run
 from counterfoil.jsonl import write_json
 from counterfoil.records import Completion, Dropped, Prompt, Score, content_id
 from decode.engine import Engine, Given, Request, Sampling, Session, require
@@ -36,7 +37,7 @@ class Evaluate(Job):
 
     task: Task = Constraints()
     """Where the prompts and the scorer come from."""
-    model: str = "smollm2"
+    model: ModelName = "smollm2"
     """A name, a folder, a GGUF file or a hub id."""
     adapter: InputPath | None = None
     """Folder of a PEFT adapter; without one the bare model alone is scored."""

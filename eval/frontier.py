@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from counterfoil.errors import InputError
+from counterfoil.inputs import ModelName
 from counterfoil.job import Job, Run
 from counterfoil.jsonl import write_json
 from counterfoil.records import Completion, Dropped, Prompt
@@ -43,7 +44,7 @@ class Frontier(Job):
     `copg_10_1`) are seeds of one; of these, names that begin alike up to the first `_` are one curve."""
     task: Task = Constraints()
     """Where the prompts and the scorer come from."""
-    model: str = "smollm2"
+    model: ModelName = "smollm2"
     """A name, a folder, a GGUF file or a hub id."""
     engine: Engine = Vllm()
     """What runs the model."""

@@ -6,19 +6,20 @@ from contextlib import closing
 from counterfoil.errors import ConfigError
 from counterfoil.job import Run
 from counterfoil.records import Completion, Prompt, Score
-from decode.dialogue import Speaker, converse
+from decode.dialogue import converse
 from decode.engine import require
+from decode.speaker import Role, Speaker
 from decode.steps import Steps
 from eval.scorer import LocalScorer, Scorer
 
 __all__ = ["check_roles", "grade_all"]
 
 
-def check_roles(scorer: Scorer, roles: Mapping[str, Speaker]) -> None:
+def check_roles(scorer: Scorer, roles: Mapping[str, Role]) -> None:
     """Raise EngineError or ConfigError where a scorer's models lack something, or one is given that it does not ask."""
     asks = scorer.asks()
     for role, needs in asks.items():
-        require((roles.get(role) or Speaker()).engine, needs, where=f"roles.{role}.engine")
+        require(_speaker(roles, role).engine, needs, where=f"roles.{role}.engine")
     for role in roles.keys() - asks.keys():
         allowed = ", ".join(sorted(asks)) or "none: this scorer asks no model"
         raise ConfigError(
@@ -29,7 +30,7 @@ def check_roles(scorer: Scorer, roles: Mapping[str, Speaker]) -> None:
 def grade_all(
     run: Run,
     scorer: Scorer,
-    roles: Mapping[str, Speaker],
+    roles: Mapping[str, Role],
     answered: Mapping[str, Sequence[Completion]],
     prompts: Mapping[str, Prompt],
     *,
@@ -47,7 +48,7 @@ def grade_all(
     def make(prompt: Prompt) -> Steps[list[Score]]:
         return (yield from scorer.grade(prompt, answered[prompt.id]))
 
-    speakers = {role: roles.get(role, Speaker()) for role in scorer.asks()}
+    speakers = {role: _speaker(roles, role) for role in scorer.asks()}
     own = (prompts[key] for key in answered)
     with closing(converse(run, speakers, own, make, seed=seed, total=len(answered), stage="judge")) as outcomes:
         for outcome in outcomes:
@@ -56,3 +57,7 @@ def grade_all(
                 continue
             of = {item.completion_id: item for item in outcome.records if isinstance(item, Score)}
             yield outcome.prompt.id, [of[item.id] for item in answered[outcome.prompt.id]]
+
+
+def _speaker(roles: Mapping[str, Role], role: str) -> Speaker:
+    return roles[role].speak_for(Speaker()) if role in roles else Speaker()

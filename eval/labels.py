@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from counterfoil.errors import InputError
-from counterfoil.job import InputPath, Job, Run
+from counterfoil.inputs import InputPath
+from counterfoil.job import Job, Run
 from counterfoil.jsonl import read_lines, write_json
 from counterfoil.records import Dropped, Prompt
 from decode.generate import read_prompts

@@ -24,7 +24,8 @@ from typing import Any, ClassVar, NamedTuple
 from pydantic import Field
 
 from counterfoil.errors import InputError
-from counterfoil.job import InputPath, Job, Run
+from counterfoil.inputs import InputPath, ModelName
+from counterfoil.job import Job, Run
 from counterfoil.jsonl import write_json
 from counterfoil.records import Dropped, Group, content_id
 from decode.engine import Engine, Given, Session, require
@@ -61,7 +62,7 @@ class Preferences(Job):
     methods: dict[str, Method] = {}
     """Decoding methods by a name of yours: the probabilities are then those of decoding with it. Give `threshold: 0`, or what
     the mask rules out weighs as much as the engine says."""
-    model: str = "smollm2"
+    model: ModelName = "smollm2"
     """A name, a folder, a GGUF file or a hub id."""
     engine: Engine = Vllm()
     """What runs the model."""

@@ -16,7 +16,8 @@ from typing import Any, ClassVar, NamedTuple
 from pydantic import Field
 
 from counterfoil.errors import InputError
-from counterfoil.job import InputPath, Job, Run
+from counterfoil.inputs import InputPath, ModelName
+from counterfoil.job import Job, Run
 from counterfoil.models import find_model
 from counterfoil.records import Dropped, content_id
 from decode.chat import encode_text, load_tokenizer
@@ -45,7 +46,7 @@ class Prefixes(Job):
 
     corpus: InputPath
     """A text file, a paragraph a line."""
-    model: str = "smollm2"
+    model: ModelName = "smollm2"
     """Whose tokens are counted: a name, a folder, a GGUF file or a hub id."""
     count: int = Field(default=200, ge=1)
     """Prefixes."""

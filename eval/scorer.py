@@ -5,11 +5,13 @@ One that judges by itself is a `LocalScorer`; one that asks models does so in th
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import ClassVar, final
 
 from counterfoil.config import Choice
+from counterfoil.errors import InputError
 from counterfoil.records import Completion, Prompt, Score
-from decode.steps import Steps
+from decode.steps import Refusal, Steps, Work
 
 __all__ = ["LocalScorer", "Scorer"]
 
@@ -27,7 +29,7 @@ class Scorer(Choice):
     def grade(self, prompt: Prompt, completions: Sequence[Completion]) -> Steps[list[Score]]:
         """Judge a prompt's answers, in their order; the scores are yielded, to be kept, and returned.
 
-        Raises InputError where it cannot tell: the reference is missing. Raises Refusal where a model's verdict is none.
+        Raises Refusal where it cannot tell: the reference is missing, a model's verdict is none.
         """
 
 
@@ -35,6 +37,9 @@ class LocalScorer(Scorer):
     """One that judges each answer by itself, in this process."""
 
     FOLDER: ClassVar[str] = "eval.scorers"
+    threads: ClassVar[int] = 0
+    """In how many threads of their own prompts are judged where that takes long, so that other dialogues go on; 0 judges
+    at once."""
 
     @final
     def asks(self) -> Mapping[str, frozenset[str]]:
@@ -45,9 +50,20 @@ class LocalScorer(Scorer):
     def score(self, prompt: Prompt, completion: Completion) -> Score:
         """Judge one answer. A scorer that cannot tell (the reference is missing) raises InputError."""
 
+    def score_all(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
+        """Judge a prompt's answers, in their order; raises what `score` does."""
+        return [self.score(prompt, item) for item in completions]
+
     @final
     def grade(self, prompt: Prompt, completions: Sequence[Completion]) -> Steps[list[Score]]:
         """Judge a prompt's answers, in their order."""
-        scores = [self.score(prompt, item) for item in completions]
+        judge = partial(self.score_all, prompt, completions)
+        try:
+            if self.threads:
+                ((scores,),) = yield [Work(judge, lane=type(self).__name__, threads=self.threads)]
+            else:
+                scores = judge()
+        except InputError as error:
+            raise Refusal("score", "cannot be judged", str(error)) from error
         yield scores
         return scores

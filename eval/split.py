@@ -19,7 +19,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from counterfoil.errors import InputError
-from counterfoil.job import InputPath, Job, Run
+from counterfoil.inputs import InputPath
+from counterfoil.job import Job, Run
 from counterfoil.jsonl import read_lines
 from counterfoil.records import Answer, Dropped, Group, Prompt, content_id
 

@@ -6,7 +6,8 @@ answered in context (`synth demonstrate`).
 
 from typing import ClassVar
 
-from counterfoil.job import InputPath, Job, Run
+from counterfoil.inputs import InputPath
+from counterfoil.job import Job, Run
 from counterfoil.records import Completion, Dropped, Group, Prompt
 from synth.joined import join_answers
 from synth.recipes.weak_to_strong import Keep, agree

@@ -10,7 +10,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from counterfoil.errors import InputError
-from counterfoil.job import InputPath, Job, Run
+from counterfoil.inputs import InputPath
+from counterfoil.job import Job, Run
 from counterfoil.records import Message, Prompt
 from synth.joined import join_answers
 

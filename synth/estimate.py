@@ -10,7 +10,8 @@ from itertools import islice
 
 from counterfoil.progress import show_seconds
 from counterfoil.records import Dropped, Prompt, Record
-from decode.dialogue import Outcome, Price, Speaker
+from decode.dialogue import Outcome
+from decode.speaker import Price, Speaker
 from synth.output import count_tokens
 
 __all__ = ["Estimate", "Probe", "Probed", "spread"]

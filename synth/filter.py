@@ -1,24 +1,31 @@
-"""Filter (family): keep a pair, or say why not.
+"""Filter (family): keep a record, or say why not.
 
-A `LocalFilter` judges by itself; one that remembers earlier pairs sees them in the order of the prompts. An `AskingFilter`
-asks models in the dialogue that made the pair (decode/steps.py), side by side with others, and so sees that pair alone.
+A `LocalFilter` judges by itself; one that remembers earlier records sees them in the order of the prompts, and remembers
+those alone that every filter has passed. An `AskingFilter` asks models in the dialogue that made a pair (decode/steps.py),
+side by side with others, and so sees that pair alone.
 """
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from counterfoil.config import Choice
-from counterfoil.records import Dropped, Pair, Prompt
+from counterfoil.records import Dropped, Group, Pair, Prompt, Record, Triplet
 from decode.steps import Steps
 
-__all__ = ["AskingFilter", "Filter", "LocalFilter", "drop"]
+__all__ = ["AskingFilter", "Filter", "Judge", "LocalFilter", "Verdict", "drop"]
+
+Verdict = Dropped | Callable[[], None] | None
+"""Why a record does not go on; or what is to be done once every filter has passed it, if anything."""
+Judge = Callable[[Any], Verdict]
 
 
 class Filter(Choice):
-    """One reason for which a pair does not go on."""
+    """One reason for which a record does not go on."""
 
     FOLDER: ClassVar[str] = "synth.filters"
+    takes: ClassVar[tuple[type[Record], ...]] = (Pair,)
+    """What it judges; others go by."""
 
     @abstractmethod
     def asks(self) -> Mapping[str, frozenset[str]]:
@@ -29,7 +36,7 @@ class LocalFilter(Filter):
     """One that asks no model that a run names."""
 
     remembers: ClassVar[bool] = False
-    """Whether it compares a pair with earlier ones. Such filters come last, in the prompts' order; others save them work."""
+    """Whether it compares a record with earlier ones. Such filters come last, in the order of the prompts."""
 
     @final
     def asks(self) -> Mapping[str, frozenset[str]]:
@@ -37,8 +44,8 @@ class LocalFilter(Filter):
         return {}
 
     @abstractmethod
-    def open(self) -> Callable[[Pair], Dropped | None]:
-        """Return the judgement: None keeps the pair. What it remembers of earlier pairs lives as long as it does."""
+    def open(self) -> Judge:
+        """Return the judgement of one of what it takes. What it remembers of earlier ones lives as long as it does."""
 
 
 class AskingFilter(Filter):
@@ -49,6 +56,6 @@ class AskingFilter(Filter):
         """Judge a pair made from `prompt`: None keeps it."""
 
 
-def drop(pair: Pair, stage: str, reason: str, detail: str = "") -> Dropped:
-    """Drop a pair under its id."""
-    return Dropped(id=pair.id, stage=stage, reason=reason, detail=detail)
+def drop(record: Pair | Group | Triplet | Prompt, stage: str, reason: str, detail: str = "") -> Dropped:
+    """Drop a record under its id."""
+    return Dropped(id=record.id, stage=stage, reason=reason, detail=detail)

@@ -18,15 +18,17 @@ from pydantic import Field
 
 from counterfoil.config import dump
 from counterfoil.errors import ConfigError
-from counterfoil.job import InputPath, Job, Run
+from counterfoil.inputs import InputPath, ModelName
+from counterfoil.job import Job, Run
 from counterfoil.jsonl import read_jsonl, write_json
 from counterfoil.records import Dropped, Message, Prompt, Record, content_id
-from decode.dialogue import Speaker, converse
+from decode.dialogue import converse
 from decode.embedder import Embed, Embedder
 from decode.embedders.sentence_transformers import SentenceTransformers
 from decode.engine import Engine, Sampling, require
 from decode.engines.vllm import Vllm
 from decode.generate import read_prompts, refuse_none
+from decode.speaker import Speaker
 from decode.steps import Ask, Refusal, Steps
 from eval.judging import show_request
 from synth.items import ItemKind, list_items
@@ -64,7 +66,7 @@ class Index(Job):
     """What a model is told that the text is, to describe it; None embeds the text as it is."""
     max_new_tokens: int = Field(default=80, ge=1)
     """Cut a description off after this many tokens."""
-    model: str = "smollm2"
+    model: ModelName = "smollm2"
     """A name, a folder, a GGUF file or a hub id: what describes."""
     engine: Engine = Vllm()
     """What runs the model."""

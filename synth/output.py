@@ -2,15 +2,16 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from counterfoil.errors import InputError
 from counterfoil.job import Run
 from counterfoil.records import Comparison, Dropped, Exchange, Group, Pair, Prompt, Record, Score, Triplet
 from decode.dialogue import Outcome
 from synth.budget import Budget
 from synth.filter import Filter, LocalFilter
 
-__all__ = ["Output", "count_tokens"]
+__all__ = ["FILES", "Judged", "Output", "count_tokens"]
 
 FILES: dict[type[Record], str] = {
     Pair: "pairs.jsonl",
@@ -31,12 +32,17 @@ def count_tokens(exchange: Exchange) -> tuple[int, int]:
     return max((item.num_prompt_tokens for item in found), default=0), sum(item.num_tokens for item in found)
 
 
+UNJUDGED = 64
+"""Prompts that the scorer cannot judge, with none that it can, before a run is given up."""
+
+
 class Output:
     """The files of a run. Filters that remember judge here, in the prompts' order."""
 
     def __init__(self, run: Run, makes: type[Record], filters: Sequence[Filter], budget: Budget) -> None:
         self._run, self._makes, self._budget = run, makes, budget
-        self._judges = [item.open() for item in filters if isinstance(item, LocalFilter) and item.remembers]
+        late = [item for item in filters if isinstance(item, LocalFilter) and item.remembers]
+        self._judges = [(item.takes, item.open()) for item in late]
         self._made: Counter[type[Record]] = Counter()
         self._scores: Counter[str] = Counter()
         self._sums: Counter[str] = Counter()
@@ -76,11 +82,17 @@ class Output:
         run.drop(why.model_copy(update={"id": outcome.prompt.id}))
 
     def _refuse(self, record: Record) -> Dropped | None:
-        """Refuse what is not wanted any more, and a pair that is too like an earlier one."""
+        """Refuse what is not wanted any more, and what a filter refuses; what all have passed is remembered by them."""
         if type(record) is self._makes and not self._budget.has_room:
             return Dropped(id=_identify(record), stage="budget", reason=self._budget.reached)
-        if isinstance(record, Pair):
-            return next((no for judge in self._judges if (no := judge(record))), None)
+        passed: list[Callable[[], None]] = []
+        for takes, judge in self._judges:
+            found = judge(record) if isinstance(record, takes) else None
+            if isinstance(found, Dropped):
+                return found
+            passed += [found] if found is not None else []
+        for remember in passed:
+            remember()
         return None
 
     def _write(self, record: Record, begun: Prompt) -> None:
@@ -103,6 +115,33 @@ class Output:
                 run.figures[FILES[kind].removesuffix(".jsonl")] = self._made[kind]
         for scorer, count in self._scores.items():
             run.figures[f"mean {scorer}"] = round(self._sums[scorer] / 1e6 / count, 4)
+
+
+class Judged:
+    """Whether the scorer can judge at all: a row that it cannot is dropped, but a scorer that can judge none is a mistake."""
+
+    def __init__(self) -> None:
+        self._num_judged = self._num_not = 0
+        self._why = ""
+
+    def see(self, outcome: Outcome) -> None:
+        """Count a prompt. Raises InputError where none of the first UNJUDGED could be judged."""
+        dropped = outcome.dropped
+        if dropped is not None and (dropped.stage, dropped.reason) == ("score", "cannot be judged"):
+            self._num_not += 1
+            self._why = dropped.detail
+            if self._num_not >= UNJUDGED:
+                self.conclude()
+        elif any(isinstance(record, Score) for record in outcome.records):
+            self._num_judged += 1
+
+    def conclude(self) -> None:
+        """Raise InputError where none of several could be judged."""
+        if self._num_not and not self._num_judged:
+            given = f"{self._num_not} prompts, none of which it can judge; the last: {self._why}"
+            raise InputError(
+                "scorer", given=given, allowed="one for these prompts", do="Choose another, or mend the rows."
+            )
 
 
 def _identify(record: Record) -> str:

@@ -4,6 +4,7 @@ A recipe is a dialogue with models (decode/steps.py) that begins with a prompt a
 It says `raise Refusal(...)` where there is no contrast to be had.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
@@ -43,9 +44,13 @@ class Recipe(Choice):
 
 
 def gather(prompt: Prompt, candidates: Sequence[Candidate]) -> Group:
-    """Return all candidates with their scores, for objectives that learn from more than a pair."""
+    """Return all candidates with their scores, where these are numbers, for objectives that learn from more than a pair."""
     answers = [
-        Answer(text=item.completion.text, score=item.score, is_cut=item.completion.finish_reason == "length")
+        Answer(
+            text=item.completion.text,
+            score=item.score if math.isfinite(item.score) else None,
+            is_cut=item.completion.finish_reason == "length",
+        )
         for item in candidates
     ]
     return Group.make(prompt.messages, answers, reference=prompt.reference)

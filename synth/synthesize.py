@@ -11,38 +11,39 @@ goes on, and another run that asks the same asks nobody. An estimate (estimate.p
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property, partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, PrivateAttr
 
+from counterfoil.config import dump
 from counterfoil.errors import ConfigError, RunError
+from counterfoil.inputs import AdapterName, ModelName
 from counterfoil.job import Job, Run
 from counterfoil.records import Dropped, Pair, Prompt, Record
-from decode.dialogue import Price, Speaker, converse
+from decode.dialogue import converse
 from decode.engine import Engine, require
 from decode.engines.vllm import Vllm
 from decode.generate import refuse_none
+from decode.speaker import Price, Role, Speaker
 from decode.steps import Steps
 from eval.scorer import Scorer
 from eval.task import Task
 from eval.tasks.constraints import Constraints
 from synth.budget import Budget
 from synth.estimate import Estimate, Probe, Probed, spread
-from synth.filter import AskingFilter, Filter, LocalFilter
+from synth.filter import AskingFilter, Filter, Judge, LocalFilter
 from synth.filters.length_only import LengthOnly
 from synth.filters.near_duplicate import NearDuplicate
 from synth.intake import Intake
-from synth.output import Output
+from synth.output import FILES, Judged, Output
 from synth.recipe import Recipe
 from synth.recipes.best_of_n import BestOfN
 
 __all__ = ["Synthesize"]
-
-Judge = Callable[[Pair], Dropped | None]
 
 
 class Synthesize(Job):
@@ -52,22 +53,23 @@ class Synthesize(Job):
 
     task: Task = Constraints()
     """Where the prompts come from: its training split."""
-    model: str = "smollm2"
+    model: ModelName = "smollm2"
     """A name, a folder, a GGUF file or a hub id."""
     engine: Engine = Vllm()
     """What runs the model."""
-    adapter: str | None = None
+    adapter: AdapterName | None = None
     """Folder of a PEFT adapter on the model (for `openai_api`: its name on the server)."""
     price: Price | None = None
     """What the model costs, for an estimate."""
-    roles: dict[str, Speaker] = {}
-    """Other models of the recipe and the scorer, by role; the main one stands in for those that are not given."""
+    roles: dict[str, Role] = {}
+    """Other models of the recipe and the scorer, by role; the main one stands in for those, and for fields of those, that are
+    not given."""
     recipe: Recipe = BestOfN()
     """How contrasts are made."""
     scorer: Scorer | None = None
     """What tells a good answer from a bad one; None takes the task's own."""
-    filters: tuple[Filter, ...] = (NearDuplicate(), LengthOnly())
-    """What a pair must pass, in this order."""
+    filters: tuple[Filter, ...] | None = None
+    """What must be passed, in this order; None is near_duplicate and length_only where pairs are made, else nothing."""
     seed: int = 0
     """Of all draws; each prompt derives its own."""
     target_pairs: int | None = Field(default=None, ge=1)
@@ -83,11 +85,17 @@ class Synthesize(Job):
     def check(self) -> None:
         """Compare what is asked with what the engines give, and the roles with those that there are."""
         known: set[str] = set()
-        for part in (self.recipe, self._scorer, *self.filters):
+        for at, item in enumerate(self._filters):
+            if self.recipe.makes not in item.takes:
+                given = f"{dump(item)['name']}, which judges {_list(item.takes)}, where {_list([self.recipe.makes])} are made"
+                raise ConfigError(f"filters[{at}]", given=given, allowed="a filter of what is made", do="Remove it.")
+        for part in (self.recipe, self._scorer, *self._filters):
             for role, needs in part.asks().items():
-                given = self.roles.get(role)
-                where = f"roles.{role}.engine" if given else "engine"
-                require(given.engine if given else self.engine, needs, where=where)
+                own = role in self.roles and self.roles[role].engine is not None
+                speakers = self._speakers
+                require(
+                    speakers.get(role, speakers[""]).engine, needs, where=f"roles.{role}.engine" if own else "engine"
+                )
                 known.add(role)
         for role in self.roles.keys() - (known - {""}):
             allowed = ", ".join(sorted(known - {""})) or "none: the main model alone is asked"
@@ -100,7 +108,8 @@ class Synthesize(Job):
         run.facts["seeds"] = {"seed": self.seed}
         budget = Budget(run, pairs=self.target_pairs, tokens=self.max_tokens_total, seconds=self.max_seconds)
         intake = Intake(run, iter(self.task.prompts("train")))
-        output = Output(run, self.recipe.makes, self.filters, budget)
+        output = Output(run, self.recipe.makes, self._filters, budget)
+        judged = Judged()
         outcomes = converse(
             run,
             self._speakers,
@@ -112,6 +121,7 @@ class Synthesize(Job):
         )
         with closing(outcomes):
             for outcome in outcomes:
+                judged.see(outcome)
                 output.write(outcome)
                 intake.end(outcome.prompt)
                 budget.end_prompt()
@@ -119,6 +129,7 @@ class Synthesize(Job):
                     break
         intake.drop_rest(budget.reached)
         refuse_none(run.counts["prompts"], run.dropped, where="task")
+        judged.conclude()
         output.conclude()
         budget.conclude()
 
@@ -163,12 +174,12 @@ class Synthesize(Job):
     @property
     def _speakers(self) -> Mapping[str, Speaker]:
         main = Speaker(model=self.model, engine=self.engine, adapter=self.adapter, price=self.price)
-        return {"": main} | self.roles
+        return {"": main} | {role: given.speak_for(main) for role, given in self.roles.items()}
 
     def _open(self) -> Callable[[Prompt], Steps[Sequence[Record]]]:
         """Open the filters that judge a pair by itself, before anything is asked; return what holds a dialogue."""
         judges = [
-            item.open() if isinstance(item, LocalFilter) and not item.remembers else _keep for item in self.filters
+            item.open() if isinstance(item, LocalFilter) and not item.remembers else _keep for item in self._filters
         ]
         return partial(self._hold, judges)
 
@@ -182,9 +193,9 @@ class Synthesize(Job):
         return kept
 
     def _sift(self, judges: Sequence[Judge], prompt: Prompt, pair: Pair) -> Steps[Dropped | None]:
-        for item, judge in zip(self.filters, judges, strict=True):
+        for item, judge in zip(self._filters, judges, strict=True):
             found = (yield from item.judge_pair(prompt, pair)) if isinstance(item, AskingFilter) else judge(pair)
-            if found is not None:
+            if isinstance(found, Dropped):
                 return found
         return None
 
@@ -192,6 +203,20 @@ class Synthesize(Job):
     def _scorer(self) -> Scorer:
         return self.scorer or self.task.scorer()
 
+    @cached_property
+    def _filters(self) -> tuple[Filter, ...]:
+        if self.filters is not None:
+            return self.filters
+        return (NearDuplicate(), LengthOnly()) if self.recipe.makes is Pair else ()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the resolved config, filters and all."""
+        return super().describe() | {"filters": dump(self._filters)}
+
 
 def _keep(pair: Pair) -> None:
     """Keep a pair: it is judged elsewhere."""
+
+
+def _list(kinds: Iterable[type[Record]]) -> str:
+    return ", ".join(FILES[kind].removesuffix(".jsonl") for kind in kinds)

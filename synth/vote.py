@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from counterfoil.job import InputPath, Job, Run
+from counterfoil.inputs import InputPath
+from counterfoil.job import Job, Run
 from counterfoil.records import Dropped
 from decode.generate import draw_seed
 from synth.joined import join_answers

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from align.objective import TrlObjective, select_pair
+from align.objective import TrlObjective, select_pair, split_pairs
 from counterfoil.records import Dropped, Group
 
 __all__ = ["Dpo"]
@@ -40,6 +40,10 @@ class Dpo(TrlObjective):
         if self.length_normalised and self.label_smoothing:
             raise ValueError("label_smoothing is not defined together with length_normalised")
         return self
+
+    def split(self, group: Group) -> list[Group]:
+        """Take each chosen answer with each rejected one."""
+        return split_pairs(group)
 
     def select(self, group: Group) -> Group | Dropped:
         """Take a chosen and a rejected answer."""

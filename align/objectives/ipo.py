@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from align.objective import TrlObjective, select_pair
+from align.objective import TrlObjective, select_pair, split_pairs
 from counterfoil.records import Dropped, Group
 
 __all__ = ["Ipo"]
@@ -23,6 +23,10 @@ class Ipo(TrlObjective):
 
     beta: float = Field(default=0.1, gt=0)
     """The paper's tau: the target is 1 / (2 beta) nats a token."""
+
+    def split(self, group: Group) -> list[Group]:
+        """Take each chosen answer with each rejected one."""
+        return split_pairs(group)
 
     def select(self, group: Group) -> Group | Dropped:
         """Take a chosen and a rejected answer."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from align.objective import TrlObjective, select_pair
+from align.objective import TrlObjective, select_pair, split_pairs
 from counterfoil.records import Dropped, Group
 
 __all__ = ["Pairwise"]
@@ -42,6 +42,10 @@ class Pairwise(TrlObjective):
         if self.loss_type == "exo_pair" and not self.label_smoothing:
             raise ValueError("exo_pair needs a label_smoothing above 0 (its paper takes 1.0e-3)")
         return self
+
+    def split(self, group: Group) -> list[Group]:
+        """Take each chosen answer with each rejected one."""
+        return split_pairs(group)
 
     def select(self, group: Group) -> Group | Dropped:
         """Take a chosen and a rejected answer."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from align.objective import TrlObjective, select_pair
+from align.objective import TrlObjective, select_pair, split_pairs
 from counterfoil.records import Dropped, Group
 
 __all__ = ["Reward"]
@@ -23,6 +23,10 @@ class Reward(TrlObjective):
     center: float = Field(default=0.0, ge=0)
     """Weight of the squared sum of a pair's rewards, which keeps their mean at 0 (Eisenstein et al. 2023, arXiv
     2312.09244)."""
+
+    def split(self, group: Group) -> list[Group]:
+        """Take each chosen answer with each rejected one."""
+        return split_pairs(group)
 
     def select(self, group: Group) -> Group | Dropped:
         """Take a chosen and a rejected answer."""

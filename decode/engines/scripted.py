@@ -14,7 +14,7 @@ from typing import ClassVar
 from pydantic import BaseModel, Field, ValidationError
 
 from counterfoil.errors import InputError
-from counterfoil.job import InputPath
+from counterfoil.inputs import InputPath
 from counterfoil.jsonl import describe_file
 from counterfoil.records import Completion, content_id
 from decode.engine import Content, Engine, Given, GivenLogprobs, Request, Result, Sampling, Session, fail, is_token_ids

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from counterfoil.errors import InputError
+from counterfoil.inputs import ModelName
 from decode.method import LogitsMethod, expose
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Contrastive(LogitsMethod):
     needs: ClassVar[frozenset[str]] = frozenset({"two_models"})
     takes: ClassVar[frozenset[str]] = frozenset({"amateur"})
 
-    amateur: str = ""
+    amateur: ModelName = ""
     """The weaker model: a name, a folder, a GGUF file or a hub id (from Python, `amateur` is the loaded model)."""
     form: Literal["logits", "log_ratio"] = "logits"
     """Which of the two forms."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from counterfoil.errors import InputError
+from counterfoil.inputs import AdapterName
 from decode.method import LogitsMethod, expose
 
 if TYPE_CHECKING:
@@ -29,9 +30,9 @@ class Decoupled(LogitsMethod):
 
     needs: ClassVar[frozenset[str]] = frozenset({"two_adapters"})
 
-    positive: str = "positive"
+    positive: AdapterName = "positive"
     """The adapter of good answers: its name in the PEFT model, for an engine its folder. Not used by `neg_only`."""
-    negative: str = "negative"
+    negative: AdapterName = "negative"
     """The adapter of bad answers."""
     mode: Literal["pos_neg", "neg_only", "anchored"] = "pos_neg"
     """`neg_only` takes the bare model for the positive side; `anchored` adds the difference to the bare model."""

@@ -5,7 +5,9 @@ one by one, each in a process of its own, so that one that hangs fails alone and
 blocks of code in an answer the longest is the program.
 """
 
+import os
 import re
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -27,6 +29,8 @@ class CodeTests(LocalScorer):
     `prompt.reference["tests"]` are statements, such as assertions, that run after the code, in its module. So a program that
     means to cheat can: it may read its own file, or make everything equal to everything.
     """
+
+    threads: ClassVar[int] = max(1, (os.cpu_count() or 2) // 2)  # the time of a test is the clock's: they need room
 
     time_s: float = Field(default=5.0, gt=0)
     """For each test."""

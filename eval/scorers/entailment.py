@@ -8,11 +8,12 @@ supported sentence or their mean.
 
 import re
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from counterfoil.errors import InputError
+from counterfoil.inputs import ModelName
 from counterfoil.models import find_model
 from counterfoil.records import Completion, Prompt, Score
 from eval.judging import show_request
@@ -27,7 +28,9 @@ BATCH = 32
 class Entailment(LocalScorer):
     """Probability that the context entails the answer, 0 to 1."""
 
-    model: str
+    threads: ClassVar[int] = 1
+
+    model: ModelName
     """A folder or hub id of a sequence classifier whose labels name one entailment."""
     key: str | None = None
     """The reference's text that is the context; None takes what was asked."""

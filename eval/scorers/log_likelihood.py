@@ -6,7 +6,7 @@ equation 4). Differences: (1) the end of the answer is not part of it.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 from pydantic import model_validator
 
@@ -40,19 +40,28 @@ class LogLikelihood(Scorer):
         return dict.fromkeys(roles, frozenset({"chat", "given_logprobs"}))
 
     def grade(self, prompt: Prompt, completions: Sequence[Completion]) -> Steps[list[Score]]:
-        """Weigh all answers at once. Raises Refusal where one has no text."""
-        if not all(item.text for item in completions):
-            raise Refusal("log_likelihood", "an empty answer")
+        """Weigh all answers at once; one without text counts as the least likely of the others.
+
+        Raises Refusal where none has text.
+        """
+        said = [item for item in completions if item.text]
+        if not said:
+            raise Refusal("log_likelihood", "empty answers alone")
         roles = list(self.asks())
-        weighed = yield [Weigh(prompt.messages, item.text, role=role) for role in roles for item in completions]
+        weighed = yield [Weigh(prompt.messages, item.text, role=role) for role in roles for item in said]
         sums = [sum(found[0].token_logprobs or ()) for found in weighed]
         counts = [len(found[0].token_logprobs or ()) for found in weighed]
-        size = len(completions)
-        scores: list[Score] = []
-        for at, item in enumerate(completions):
+        size = len(said)
+        known: dict[str, tuple[float, dict[str, Any]]] = {}
+        for at, item in enumerate(said):
             value = sums[at] - (sums[size + at] if self.against is not None else 0.0)
-            detail = {"nats": round(value, 4), "tokens": counts[at]}
-            value /= counts[at] if self.per_token else 1
+            detail: dict[str, Any] = {"nats": round(value, 4), "tokens": counts[at]}
+            value /= max(counts[at], 1) if self.per_token else 1
+            known[item.id] = (value, detail)
+        nothing = (min(value for value, _ in known.values()), {"empty": True})
+        scores: list[Score] = []
+        for item in completions:
+            value, detail = known.get(item.id, nothing)
             scores.append(Score(completion_id=item.id, scorer="log_likelihood", value=value, detail=detail))
         yield scores
         return scores

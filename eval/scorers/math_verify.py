@@ -5,6 +5,8 @@ of its own with limits of time and memory (eval/mathematics.py), where the libra
 end no computation within C; (2) of an answer longer than `max_chars` the end is read.
 """
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from counterfoil.errors import EngineError, InputError
@@ -17,6 +19,8 @@ __all__ = ["MathVerify"]
 
 class MathVerify(LocalScorer):
     """1 where the answer's last expression equals `prompt.reference["answer"]`, else 0."""
+
+    threads: ClassVar[int] = 1
 
     max_chars: int = Field(default=2000, ge=16)
     """Read so much of an answer's end."""

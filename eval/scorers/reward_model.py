@@ -4,11 +4,12 @@ Source: the Bradley-Terry reward of Ouyang et al. 2022 (arXiv 2203.02155, sectio
 Differences: none known.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from counterfoil.errors import InputError
-from counterfoil.job import InputPath
+from counterfoil.inputs import InputPath, ModelName
 from counterfoil.models import find_model
 from counterfoil.records import Completion, Prompt, Score
 from eval.scorer import LocalScorer
@@ -16,24 +17,49 @@ from eval.scorer import LocalScorer
 __all__ = ["RewardModel"]
 
 
+BATCH = 16
+"""Answers that are computed together."""
+
+
 class RewardModel(LocalScorer):
     """The reward of an answer to its prompt, through the chat template; any real number, of no fixed scale."""
 
-    model: str = "smollm2"
+    threads: ClassVar[int] = 1
+
+    model: ModelName = "smollm2"
     """A name, a folder, a GGUF file or a hub id: the classifier, or what `adapter` was trained on."""
     adapter: InputPath | None = None
     """Folder of an adapter that `objective: reward` trained."""
 
     def score(self, prompt: Prompt, completion: Completion) -> Score:
         """Score one answer."""
+        return self.score_all(prompt, [completion])[0]
+
+    def score_all(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
+        """Score a prompt's answers together, up to BATCH of like length at a time."""
         import torch
 
         tokenizer, model = self._loaded
-        turns: list[Any] = [*prompt.messages, {"role": "assistant", "content": completion.text}]
-        ids = torch.tensor([tokenizer.apply_chat_template(turns, return_dict=False)], device=model.device)
-        with torch.no_grad():
-            value = float(model(input_ids=ids).logits[0, 0])
-        return Score(completion_id=completion.id, scorer="reward_model", value=value)
+        ids: list[list[int]] = []
+        for item in completions:
+            turns: list[Any] = [*prompt.messages, {"role": "assistant", "content": item.text}]
+            ids.append(tokenizer.apply_chat_template(turns, return_dict=False))
+        values: dict[int, float] = {}
+        order = sorted(range(len(ids)), key=lambda at: len(ids[at]))
+        for start in range(0, len(order), BATCH):
+            batch = order[start : start + BATCH]
+            longest = max(len(ids[at]) for at in batch)
+            rows = [ids[at] + [model.config.pad_token_id] * (longest - len(ids[at])) for at in batch]
+            mask = [[1] * len(ids[at]) + [0] * (longest - len(ids[at])) for at in batch]
+            with torch.no_grad():
+                found = model(
+                    input_ids=torch.tensor(rows, device=model.device),
+                    attention_mask=torch.tensor(mask, device=model.device),
+                )
+            values |= dict(zip(batch, found.logits[:, 0].float().tolist(), strict=True))
+        return [
+            Score(completion_id=item.id, scorer="reward_model", value=values[at]) for at, item in enumerate(completions)
+        ]
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:

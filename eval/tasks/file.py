@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from counterfoil.errors import InputError
-from counterfoil.job import InputPath
+from counterfoil.inputs import InputPath
 from counterfoil.jsonl import describe_file
 from counterfoil.records import Dropped, Prompt
 from decode.generate import read_prompts

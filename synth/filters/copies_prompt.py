@@ -1,12 +1,10 @@
 """Drop pairs in which an answer says the prompt again and nothing else."""
 
-from collections.abc import Callable
-
 from pydantic import Field
 from rapidfuzz import fuzz
 
 from counterfoil.records import Dropped, Pair
-from synth.filter import LocalFilter, drop
+from synth.filter import Judge, LocalFilter, drop
 
 __all__ = ["CopiesPrompt"]
 
@@ -17,7 +15,7 @@ class CopiesPrompt(LocalFilter):
     similarity: float = Field(default=0.9, gt=0, le=1)
     """Normalised indel similarity (1 is equal) from which an answer counts as a copy."""
 
-    def open(self) -> Callable[[Pair], Dropped | None]:
+    def open(self) -> Judge:
         """Return the judgement."""
 
         def judge(pair: Pair) -> Dropped | None:

@@ -5,14 +5,13 @@ chapter 3), by the package datasketch. Differences: (1) the bands of the hashes 
 line are missed, which costs comparisons; what they find is then compared by all hashes.
 """
 
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from counterfoil.errors import EngineError
-from counterfoil.records import Dropped, Pair
-from synth.filter import LocalFilter, drop
+from counterfoil.records import Pair
+from synth.filter import Judge, LocalFilter, Verdict, drop
 
 __all__ = ["FuzzyDuplicate"]
 
@@ -34,7 +33,7 @@ class FuzzyDuplicate(LocalFilter):
     num_hashes: int = Field(default=128, ge=16)
     """More estimate better and cost more: the estimate's standard error is at most 0.5 / sqrt(num_hashes)."""
 
-    def open(self) -> Callable[[Pair], Dropped | None]:
+    def open(self) -> Judge:
         """Return the judgement. Raises EngineError without the library."""
         try:
             from datasketch import LeanMinHash, MinHash, MinHashLSH
@@ -46,7 +45,7 @@ class FuzzyDuplicate(LocalFilter):
         earlier: dict[str, Any] = {}
         empty: Any = MinHash(num_perm=self.num_hashes)  # copied, so that its permutations are drawn once
 
-        def judge(pair: Pair) -> Dropped | None:
+        def judge(pair: Pair) -> Verdict:
             side = pair.prompt if self.of == "prompt" else pair.chosen
             words = side[-1]["content"].lower().split()
             shingles = {" ".join(words[at : at + self.ngram]) for at in range(max(len(words) - self.ngram, 0) + 1)}
@@ -62,9 +61,12 @@ class FuzzyDuplicate(LocalFilter):
                 return drop(
                     pair, "fuzzy_duplicate", f"the {self.of} came before", f"similarity {best:.2f} with {other}"
                 )
-            if name not in earlier or self.of == "chosen":
-                earlier[name] = own
-                index.insert(name, own, check_duplication=False)
-            return None
+
+            def remember() -> None:
+                if name not in earlier:
+                    earlier[name] = own
+                    index.insert(name, own, check_duplication=False)
+
+            return remember
 
         return judge

@@ -4,7 +4,6 @@ Source: langid.py of Lui and Baldwin 2012, as the package py3langid keeps it, it
 text that is short, or for which no language is likely (code, numbers, names), is of any language.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +11,7 @@ from pydantic import Field
 
 from counterfoil.errors import ConfigError, EngineError
 from counterfoil.records import Dropped, Pair
-from synth.filter import LocalFilter, drop
+from synth.filter import Judge, LocalFilter, drop
 
 __all__ = ["Language"]
 
@@ -30,7 +29,7 @@ class Language(LocalFilter):
     confidence: float = Field(default=0.9, gt=0.5, le=1)
     """Least probability of another language than those wanted: relatives, such as Spanish and Galician, share theirs."""
 
-    def open(self) -> Callable[[Pair], Dropped | None]:
+    def open(self) -> Judge:
         """Return the judgement. Raises EngineError without the library, ConfigError for a language that it does not know."""
         tell = _load()
         for code in self.wanted:

@@ -3,13 +3,12 @@
 Length is the strongest shortcut of preference data (Singhal et al. 2023, arXiv 2310.03716). Both sides are looked at.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 from pydantic import Field
 
 from counterfoil.records import Dropped, Pair
-from synth.filter import LocalFilter, drop
+from synth.filter import Judge, LocalFilter, drop
 
 __all__ = ["LengthGap"]
 
@@ -22,7 +21,7 @@ class LengthGap(LocalFilter):
     longer: Literal["either", "chosen", "rejected"] = "either"
     """Whose greater length counts."""
 
-    def open(self) -> Callable[[Pair], Dropped | None]:
+    def open(self) -> Judge:
         """Return the judgement."""
 
         def judge(pair: Pair) -> Dropped | None:

@@ -1,12 +1,10 @@
 """Drop pairs in which one answer is the beginning of the other: all that differs is the length."""
 
-from collections.abc import Callable
-
 from pydantic import Field
 from rapidfuzz import fuzz
 
 from counterfoil.records import Dropped, Pair
-from synth.filter import LocalFilter, drop
+from synth.filter import Judge, LocalFilter, drop
 
 __all__ = ["LengthOnly"]
 
@@ -17,7 +15,7 @@ class LengthOnly(LocalFilter):
     similarity: float = Field(default=0.95, gt=0, le=1)
     """Normalised indel similarity of the shorter answer to as much of the longer one."""
 
-    def open(self) -> Callable[[Pair], Dropped | None]:
+    def open(self) -> Judge:
         """Return the judgement."""
 
         def judge(pair: Pair) -> Dropped | None:

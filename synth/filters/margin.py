@@ -1,12 +1,11 @@
 """Drop pairs whose scores are closer than a margin: a stricter one than the recipe's, on the same generations."""
 
-from collections.abc import Callable
 from typing import Self
 
 from pydantic import Field, model_validator
 
 from counterfoil.records import Dropped, Pair
-from synth.filter import LocalFilter, drop
+from synth.filter import Judge, LocalFilter, drop
 
 __all__ = ["Margin"]
 
@@ -26,7 +25,7 @@ class Margin(LocalFilter):
             raise ValueError("most is less than least: no pair would be kept")
         return self
 
-    def open(self) -> Callable[[Pair], Dropped | None]:
+    def open(self) -> Judge:
         """Return the judgement."""
 
         def judge(pair: Pair) -> Dropped | None:

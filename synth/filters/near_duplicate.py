@@ -1,13 +1,12 @@
 """Drop pairs whose two answers are almost the same text, and pairs that repeat an earlier one."""
 
-from collections.abc import Callable
 from typing import ClassVar
 
 from pydantic import Field
 from rapidfuzz import fuzz
 
-from counterfoil.records import Dropped, Pair, content_id
-from synth.filter import LocalFilter, drop
+from counterfoil.records import Pair, content_id
+from synth.filter import Judge, LocalFilter, Verdict, drop
 
 __all__ = ["NearDuplicate"]
 
@@ -22,20 +21,20 @@ class NearDuplicate(LocalFilter):
     across_pairs: bool = True
     """Also drop a pair whose chosen answer was chosen before; remembers 8 bytes of hash a pair."""
 
-    def open(self) -> Callable[[Pair], Dropped | None]:
+    def open(self) -> Judge:
         """Return the judgement."""
         seen: set[int] = set()
 
-        def judge(pair: Pair) -> Dropped | None:
+        def judge(pair: Pair) -> Verdict:
             chosen, rejected = pair.chosen[-1]["content"], pair.rejected[-1]["content"]
             alike = fuzz.ratio(chosen, rejected) / 100
             if alike >= self.similarity:
                 return drop(pair, "near_duplicate", "answers almost the same", f"similarity {alike:.2f}")
-            if self.across_pairs:
-                mark = int(content_id(" ".join(chosen.lower().split())), 16)
-                if mark in seen:
-                    return drop(pair, "near_duplicate", "chosen answer came before")
-                seen.add(mark)
-            return None
+            if not self.across_pairs:
+                return None
+            mark = int(content_id(" ".join(chosen.lower().split())), 16)
+            if mark in seen:
+                return drop(pair, "near_duplicate", "chosen answer came before")
+            return lambda: seen.add(mark)
 
         return judge

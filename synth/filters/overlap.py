@@ -6,7 +6,7 @@ words counts where it stands whole in another; (2) texts under `least_words`, su
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
@@ -15,11 +15,11 @@ from typing import Any, ClassVar, NamedTuple
 from pydantic import Field
 
 from counterfoil.errors import InputError
-from counterfoil.job import InputPath
+from counterfoil.inputs import InputPath
 from counterfoil.jsonl import read_lines
-from counterfoil.records import Dropped, Pair
+from counterfoil.records import Dropped, Group, Message, Pair, Prompt, Record, Triplet
 from decode.embedder import Embedder
-from synth.filter import LocalFilter, drop
+from synth.filter import Judge, LocalFilter, drop
 
 __all__ = ["Overlap"]
 
@@ -36,8 +36,9 @@ class _Marks(NamedTuple):
 
 
 class Overlap(LocalFilter):
-    """Looks at the prompt and at both answers; keeps 8 bytes for each n-gram of the sets."""
+    """Looks at the prompt and at all that answers it; keeps 8 bytes for each n-gram of the sets."""
 
+    takes: ClassVar[tuple[type[Record], ...]] = (Pair, Group, Triplet, Prompt)
     remembers: ClassVar[bool] = True  # nothing of pairs, but it is costly to open
 
     sets: tuple[InputPath, ...] = Field(min_length=1)
@@ -51,25 +52,25 @@ class Overlap(LocalFilter):
     similarity: float = Field(default=0.9, gt=0, le=1)
     """Cosine with the nearest evaluation text from which a prompt counts as reworded."""
 
-    def open(self) -> Callable[[Pair], Dropped | None]:
+    def open(self) -> Judge:
         """Read the sets. Raises InputError where one is missing, has a broken line, or nothing that can be looked for."""
         known = self._read_marks()
         texts = list(dict.fromkeys(self._read_texts())) if self.embedder is not None else []
         embed = self.embedder.open() if self.embedder is not None else None
         vectors_ND: Any = embed(texts) if embed else None
 
-        def judge(pair: Pair) -> Dropped | None:
-            for name, side in (("prompt", pair.prompt), ("chosen", pair.chosen), ("rejected", pair.rejected)):
-                for message in side:
-                    found = _find(message["content"], known)
-                    if found is not None:
-                        return drop(pair, "overlap", f"the {name} shares words with an evaluation set", found)
+        def judge(record: Pair | Group | Triplet | Prompt) -> Dropped | None:
+            prompt, rest = _list_texts(record)
+            for name, text in [*(("prompt", text) for text in prompt), *rest]:
+                found = _find(text, known)
+                if found is not None:
+                    return drop(record, "overlap", f"the {name} shares words with an evaluation set", found)
             if embed is not None:
-                nearest_N = vectors_ND @ embed([pair.prompt[-1]["content"]])[0]
+                nearest_N = vectors_ND @ embed(prompt[-1:])[0]
                 at = int(nearest_N.argmax())
                 if nearest_N[at] >= self.similarity:
                     detail = f"cosine {nearest_N[at]:.2f} with: {texts[at][:150]}"
-                    return drop(pair, "overlap", "the prompt rewords an evaluation text", detail)
+                    return drop(record, "overlap", "the prompt rewords an evaluation text", detail)
             return None
 
         return judge
@@ -97,6 +98,27 @@ class Overlap(LocalFilter):
             given, do = f"no text of {self.least_words} words or more", "Lower `least_words`, or give an embedder."
             raise InputError("filters: overlap: sets", given=given, allowed="JSONL rows with texts", do=do)
         return found
+
+
+def _list_texts(record: Pair | Group | Triplet | Prompt) -> tuple[list[str], list[tuple[str, str]]]:
+    """Return the prompt's texts, and what answers it, each with its name."""
+    match record:
+        case Pair():
+            sides = (("chosen", record.chosen), ("rejected", record.rejected))
+            return _contents(record.prompt), [(name, text) for name, side in sides for text in _contents(side)]
+        case Group():
+            own = [("prompt", text) for item in record.answers if item.prompt for text in _contents(item.prompt)]
+            return _contents(record.prompt), own + [("answer", item.text) for item in record.answers]
+        case Triplet():
+            others = [("positive", record.positive), ("negative", record.negative)]
+            others += [("positive", text) for text in record.shares]
+            return [record.anchor], [(name, text) for name, text in others if text is not None]
+        case Prompt():
+            return _contents(record.messages), []
+
+
+def _contents(said: str | Sequence[Message]) -> list[str]:
+    return [said] if isinstance(said, str) else [message["content"] for message in said]
 
 
 def _find(text: str, known: Sequence[_Marks]) -> str | None:

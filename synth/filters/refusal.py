@@ -1,13 +1,12 @@
 """Drop pairs in which an answer refuses: a chosen refusal teaches to refuse, a rejected one teaches only not to."""
 
 import re
-from collections.abc import Callable
 from typing import Literal
 
 from pydantic import Field, field_validator
 
 from counterfoil.records import Dropped, Pair
-from synth.filter import LocalFilter, drop
+from synth.filter import Judge, LocalFilter, drop
 
 __all__ = ["Refusal"]
 
@@ -66,7 +65,7 @@ class Refusal(LocalFilter):
                 raise ValueError(f"{item!r} is no regular expression: {error}") from error
         return value
 
-    def open(self) -> Callable[[Pair], Dropped | None]:
+    def open(self) -> Judge:
         """Return the judgement."""
         pattern = re.compile("|".join(f"(?:{item})" for item in self.openings))
 

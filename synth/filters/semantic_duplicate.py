@@ -5,15 +5,14 @@ Differences: (1) the earlier one stays, where the paper keeps the one furthest f
 not know; (2) neighbours come from an index that grows (synth/retrieval.py), where the paper clusters first.
 """
 
-from collections.abc import Callable
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from counterfoil.records import Dropped, Pair
+from counterfoil.records import Pair
 from decode.embedder import Embedder
 from decode.embedders.sentence_transformers import SentenceTransformers
-from synth.filter import LocalFilter, drop
+from synth.filter import Judge, LocalFilter, Verdict, drop
 from synth.retrieval import VectorIndex
 
 __all__ = ["SemanticDuplicate"]
@@ -31,12 +30,12 @@ class SemanticDuplicate(LocalFilter):
     embedder: Embedder = SentenceTransformers()
     """What makes vectors."""
 
-    def open(self) -> Callable[[Pair], Dropped | None]:
+    def open(self) -> Judge:
         """Load the embedder. Raises EngineError without a library."""
         embed = self.embedder.open()
         index = VectorIndex(embed(["any"]).shape[1])
 
-        def judge(pair: Pair) -> Dropped | None:
+        def judge(pair: Pair) -> Verdict:
             # Several pairs of one prompt do not repeat it.
             side, name = (pair.prompt, pair.prompt_id) if self.of == "prompt" else (pair.chosen, pair.id)
             vector = embed([side[-1]["content"]])
@@ -44,8 +43,6 @@ class SemanticDuplicate(LocalFilter):
                 if hit.cosine >= self.similarity and hit.id != name:
                     detail = f"cosine {hit.cosine:.3f} with {hit.id}"
                     return drop(pair, "semantic_duplicate", f"the {self.of} says what an earlier one said", detail)
-            if name not in index:
-                index.add([name], vector)
-            return None
+            return lambda: None if name in index else index.add([name], vector)
 
         return judge

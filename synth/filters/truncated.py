@@ -1,10 +1,9 @@
 """Drop pairs with an answer that was cut off: whoever learns it learns to stop in the middle."""
 
-from collections.abc import Callable
 from typing import Literal
 
 from counterfoil.records import Dropped, Pair
-from synth.filter import LocalFilter, drop
+from synth.filter import Judge, LocalFilter, drop
 
 __all__ = ["Truncated"]
 
@@ -15,7 +14,7 @@ class Truncated(LocalFilter):
     sides: Literal["chosen", "either"] = "chosen"
     """Whose end counts."""
 
-    def open(self) -> Callable[[Pair], Dropped | None]:
+    def open(self) -> Judge:
         """Return the judgement."""
 
         def judge(pair: Pair) -> Dropped | None:

@@ -1,14 +1,16 @@
 """Best against worst of n on-policy samples, with a margin.
 
 Source: the on-policy pairs of Meng et al. 2024 (SimPO, arXiv 2405.14734, section 4), best and worst of n samples by a
-scorer. Differences: (1) a margin below which there is no pair; (2) a tie is never a pair; (3) among equally scored
+scorer. Differences: (1) a margin below which there is no pair; (2) a tie is no pair unless asked; (3) among equally scored
 candidates a finished answer is chosen before one that was cut off, and then the two of the most equal length are taken,
-so that length does not become the lesson; (4) several pairs a prompt, none sharing a candidate; (5) optionally, the greedy
-answer among the candidates; (6) optionally, several models' samples together, and pairs of like length alone.
+so that length does not become the lesson; (4) several pairs a prompt, none sharing a text; (5) optionally, the greedy
+answer among the candidates; (6) optionally, several models' samples together, and pairs of like length alone; (7) optionally,
+where there is no other pair, the shorter of two that are equally good against the longer.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -41,6 +43,9 @@ class BestOfN(Recipe):
     """Pairs a prompt, at most."""
     max_length_gap: float = Field(default=1.0, ge=0, le=1)
     """Largest difference of a pair's lengths in tokens, as a share of the longer one; 1 allows all."""
+    ties: Literal["drop", "shorter"] = "drop"
+    """What becomes of a prompt whose answers are nowhere the margin apart: it is dropped; or, of two with the same score, the
+    best that two have, the shorter is chosen."""
     policies: tuple[str, ...] = Field(default=("",), min_length=1)
     """Roles of the models that answer; the empty name is the main one."""
 
@@ -71,7 +76,7 @@ class BestOfN(Recipe):
 
     def contrast(self, prompt: Prompt, candidates: Sequence[Candidate]) -> list[Pair]:
         """Pair the best with the worst, again and again, while the margin is enough."""
-        left = [item for item in candidates if item.completion.text.strip()]
+        left = [item for item in candidates if item.completion.text.strip() and math.isfinite(item.score)]
         num_drawn = self.n * len(self.policies)
         greedy = [item for item in left if item.completion.index >= num_drawn]
         drawn = [item for item in left if item.completion.index < num_drawn]
@@ -81,16 +86,19 @@ class BestOfN(Recipe):
             found = first or self._choose(left, left)
             if found is None:
                 break
-            best, worst = found
-            scores = (best.score, worst.score)
-            pairs.append(Pair.make(prompt, best.completion, worst.completion, scores=scores, recipe="best_of_n"))
-            left = [item for item in left if item not in found]
-        return pairs
+            pairs.append(_pair(prompt, *found))
+            texts = {item.completion.text for item in found}
+            left = [item for item in left if item.completion.text not in texts]
+        tied = self._choose_tied(left) if self.ties == "shorter" and not pairs else None
+        return pairs if tied is None else [_pair(prompt, *tied)]
 
     def _refuse(self, candidates: Sequence[Candidate]) -> Refusal:
         if sum(bool(item.completion.text.strip()) for item in candidates) < 2:
             return Refusal("contrast", "fewer than two answers with text")
-        top, low = max(item.score for item in candidates), min(item.score for item in candidates)
+        scores = [item.score for item in candidates if math.isfinite(item.score)]
+        if len(scores) < 2:
+            return Refusal("contrast", "fewer than two answers with a score")
+        top, low = max(scores), min(scores)
         reason = "all scored alike" if top == low else "margin too small"
         if top - low >= self.margin:
             reason = "no two of like length" if self.max_length_gap < 1 else "no two texts"
@@ -107,6 +115,28 @@ class BestOfN(Recipe):
             and _length_gap(best, worst) <= self.max_length_gap
         ]
         return min(fits, key=_rank, default=None)
+
+    def _choose_tied(self, left: Sequence[Candidate]) -> tuple[Candidate, Candidate] | None:
+        """Take two with one score, the shorter one and finished first; of several the best, and then the furthest apart."""
+        fits = [
+            (short, long)
+            for short in left
+            for long in left
+            if short.score == long.score
+            and short.completion.num_tokens < long.completion.num_tokens
+            and short.completion.finish_reason != "length"
+            and _length_gap(short, long) <= self.max_length_gap
+        ]
+        return min(
+            fits,
+            key=lambda pair: (-pair[0].score, -_length_gap(*pair), *(item.completion.index for item in pair)),
+            default=None,
+        )
+
+
+def _pair(prompt: Prompt, best: Candidate, worst: Candidate) -> Pair:
+    scores = (best.score, worst.score)
+    return Pair.make(prompt, best.completion, worst.completion, scores=scores, recipe="best_of_n")
 
 
 def _rank(pair: tuple[Candidate, Candidate]) -> tuple[float | int, ...]:

@@ -5,13 +5,10 @@ a band, find the regions that differ and have a model confirm the difference; he
 rapidfuzz's, of the whole answers and of the changed words, where the paper compares pictures and regions; (2) a region is a
 run of changed words, by difflib: what stood there, put back, gives the good answer again to the character; (3) numbers,
 negations and names are changed by code, which does it exactly, and a model writes one sentence anew for the other faults; (4)
-the difference is confirmed by a judge, which has to prefer the good answer.
+the difference is confirmed by a judge, which has to prefer the good answer, or to name the sentence that was changed.
 """
 
-import difflib
-import re
-from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Literal, NamedTuple
 
@@ -31,15 +28,14 @@ from counterfoil.records import (
     Span,
     content_id,
 )
-from decode.engine import Sampling
+from decode.engine import Content, Sampling
 from decode.steps import Ask, Refusal, Steps, ask_for
-from eval.judging import PairJudge, show_request
+from eval.judging import PairJudge, disarm, draw_mark, show_request
 from eval.scorer import Scorer
+from synth.faults import RULES, SENTENCE, Change, Kind, find_changes
 from synth.recipe import Candidate, Recipe
 
-__all__ = ["Change", "Flaw", "find_changes"]
-
-Kind = Literal["entity", "number", "negation", "relation", "unsupported"]
+__all__ = ["Flaw"]
 
 PLANT = """Here is a request and a good answer to it, sentence by sentence.
 
@@ -57,26 +53,19 @@ FAULTS: dict[Kind, str] = {
     "unsupported": "a detail is added that nothing in the request or the answer supports",
 }
 
-NUMBER = re.compile(r"(?<![\w.,:/-])\d+(?:,\d{3})*(?:\.\d+)?(?!\w|[,.:/-]\d)")
-COUNTER = re.compile(r"^\s*(\d+)[.)]", re.M)
-"""What numbers a list is no fact."""
-VERB = r"is|are|was|were|can|could|will|would|should|must"
-DENIED = re.compile(rf"\b(?P<verb>{VERB}) not\b|\b(?P<short>{VERB})n['\u2019]t\b|\bcannot\b")
-STATED = re.compile(rf"(?<=\w )(?:{VERB})(?= \w)(?! (?:not|never|no|hardly|nothing|nobody|n't)\b)")
-NAME = re.compile(r"(?<=[a-z,;] )[A-Z]\w+(?: [A-Z]\w+)*(?![\w-])")
-"""Words in capitals within a sentence, where grammar asks for none."""
+FIND = """Here is a request and an answer to it, sentence by sentence.
+
+<{mark} request>
+{request}
+</{mark} request>
+
+<{mark} answer>
+{numbered}
+</{mark} answer>
+
+One of the sentences may have a mistake in it. Say which one, or 0 where there is none."""
+
 MAX_SENTENCE = 800  # characters of one that is written anew
-SENTENCE = re.compile(r"(?:\d+[.)]\s+)?\S.*?(?:[.!?](?=\s)|$)", re.M)
-WORD = re.compile(r"\s*(?:\w+|[^\w\s])|\s+$")
-
-
-class Change(NamedTuple):
-    """A run of characters that a text has in place of others."""
-
-    start: int
-    stop: int
-    was: str
-    """What stood there."""
 
 
 class _Planted(NamedTuple):
@@ -86,12 +75,8 @@ class _Planted(NamedTuple):
     similarity: float
 
 
-class _Edit(NamedTuple):
-    """What a rule would write, and where."""
-
-    start: int
-    stop: int
-    now: str
+class _Found(BaseModel):
+    sentence: int
 
 
 class _Rewritten(BaseModel):
@@ -129,15 +114,18 @@ class Flaw(Recipe):
     max_words: int = Field(default=6, ge=1)
     """Words that are changed in one place, or put there, at most."""
     judge: PairJudge | None = PairJudge()
-    """Who must prefer the good answer; None asks nobody."""
-    found: Literal["both", "balance"] = "both"
-    """`both` wants it preferred in either order. `balance` wants it preferred over the two orders taken together, by more
-    than the judge's tie band: for a judge by likelihood to whom an answer's place matters more than what it says."""
+    """Who must find the fault; None asks nobody."""
+    found: Literal["both", "balance", "place"] = "both"
+    """`both` wants the good answer preferred in either order. `balance` wants it preferred over the two orders taken
+    together, by more than the judge's tie band: for a judge by likelihood to whom an answer's place matters more than what it
+    says. `place` shows the flawed answer alone, and wants the sentence named that was changed."""
 
     def asks(self) -> Mapping[str, frozenset[str]]:
         """The main model for answers, the planter where a model plants, the judge."""
         needs = {"": frozenset({"chat", "n", "seed"})}
         parts = [self.judge.asks()] if self.judge else []
+        if self.judge and self.found == "place":
+            parts = [{self.judge.role: frozenset({"chat", "schema"})}]
         if any(not self._is_ruled(kind) for kind in self.kinds):
             parts.append({self.planter: frozenset({"chat", "schema"})})
         for role, more in (item for part in parts for item in part.items()):
@@ -181,10 +169,30 @@ class Flaw(Recipe):
         """Return how much the good answer is preferred to each flawed one, 1 without a judge; None where it is not."""
         if self.judge is None or not planted:
             return [1.0 for _ in planted]
+        if self.found == "place":
+            return (yield from self._find_places(prompt, planted, self.judge))
         compared = yield from self.judge.compare(prompt, [(good, item.completion) for item in planted])
         if self.found == "balance":
             return [item.preference if item.preference > self.judge.tie_band else None for item in compared]
         return [item.preference if item.winner == 0 else None for item in compared]
+
+    def _find_places(self, prompt: Prompt, planted: Sequence[_Planted], judge: PairJudge) -> Steps[list[float | None]]:
+        """Have the judge name the faulty sentence of each answer; 1 where it is one that was changed, else None."""
+        request = disarm(show_request(prompt))
+        sentences = [list(SENTENCE.finditer(item.completion.text)) for item in planted]
+        shown: list[Content] = []
+        for parts in sentences:
+            numbered = "\n".join(f"{number}. {disarm(part[0])}" for number, part in enumerate(parts, 1))
+            asked = FIND.format(mark=draw_mark(request, numbered), request=request, numbered=numbered)
+            shown.append((Message(role="user", content=asked),))
+        wanted = create_model("Found", __base__=_Found, sentence=(int, Field(ge=0, le=max(map(len, sentences)))))
+        told = yield from ask_for(wanted, shown, Sampling(max_new_tokens=32), step="find", role=judge.role)
+        preferred: list[float | None] = []
+        for item, parts, found in zip(planted, sentences, told, strict=True):
+            named = parts[found.sentence - 1].span() if 0 < found.sentence <= len(parts) else (0, 0)
+            hit = any(change.start < named[1] and named[0] < change.stop for change in item.changes)
+            preferred.append(1.0 if hit else None)
+        return preferred
 
     def _find_good(self, prompt: Prompt, scorer: Scorer) -> Steps[Completion]:
         known = prompt.reference.get("answer")
@@ -259,33 +267,6 @@ class Flaw(Recipe):
         return Score(completion_id=planted.completion.id, scorer="flaw", value=value, detail=detail)
 
 
-def find_changes(good: str, flawed: str) -> list[Change]:
-    """Return the runs of words in which a text differs from another, in order.
-
-    Putting back what stood there gives `good` to the character. No run is empty: where words were taken out, it is the word
-    after the gap, or else the one before, in place of both.
-    """
-    olds, news = WORD.findall(good), WORD.findall(flawed)
-    runs: list[tuple[int, int, int, int]] = []
-    for tag, i1, i2, j1, j2 in difflib.SequenceMatcher(None, olds, news, autojunk=False).get_opcodes():
-        if tag == "equal":
-            continue
-        if j1 == j2:
-            i1, i2, j1, j2 = (i1, i2 + 1, j1, j2 + 1) if j2 < len(news) else (i1 - 1, i2, j1 - 1, j2)
-        if runs and j1 <= runs[-1][3]:
-            i1, _, j1, _ = runs.pop()
-        runs.append((i1, i2, j1, j2))
-    ends = [0, *accumulate(map(len, news))]
-    changes: list[Change] = []
-    for i1, i2, j1, j2 in runs:
-        was, now = "".join(olds[i1:i2]), "".join(news[j1:j2])
-        shared = 0  # white space that both begin with
-        while shared + 1 < len(now) and now[shared].isspace() and was[shared : shared + 1] == now[shared]:
-            shared += 1
-        changes.append(Change(ends[j1] + shared, ends[j2], was[shared:]))
-    return changes
-
-
 def _drop(key: str, why: Refusal) -> Dropped:
     return Dropped(id=key, stage=why.stage, reason=why.reason, detail=why.detail[:2000])
 
@@ -299,50 +280,3 @@ def _write(prompt: Prompt, index: int, text: str) -> Completion:
 
 def _compare(one: str, other: str) -> float:
     return fuzz.ratio(one.casefold(), other.casefold()) / 100
-
-
-def _find_sentence(text: str, at: int) -> str:
-    return next(found[0] for found in SENTENCE.finditer(text) if found.start() <= at < found.end())
-
-
-def _change_numbers(text: str) -> list[_Edit]:
-    """Change a digit in the latter half of a number that is no list's."""
-    listed = {found.end(1) for found in COUNTER.finditer(text)}
-    edits: list[_Edit] = []
-    for found in NUMBER.finditer(text):
-        places = [at for at in range(*found.span()) if text[at].isdigit()]
-        for at in places[len(places) // 2 :] if found.end() not in listed else ():
-            leads = at == found.start() and len(found[0]) > 1
-            edits += [_Edit(at, at + 1, mark) for mark in "0123456789"[leads:] if mark != text[at]]
-    return edits
-
-
-def _turn_negations(text: str) -> list[_Edit]:
-    """Deny what a verb states, state what it denies; questions are left alone."""
-    denied = [(item, item["verb"] or item["short"] or "can") for item in DENIED.finditer(text)]
-    stated = [(item, "cannot" if item[0] == "can" else f"{item[0]} not") for item in STATED.finditer(text)]
-    return [
-        _Edit(item.start(), item.end(), now)
-        for item, now in denied + stated
-        if not _find_sentence(text, item.start()).endswith("?")
-    ]
-
-
-def _swap_names(text: str) -> list[_Edit]:
-    """Put a name of the text in the place of another, in a sentence that does not have it."""
-    found = list(NAME.finditer(text))
-    names = dict.fromkeys(item[0] for item in found)
-    return [
-        _Edit(item.start(), item.end(), name)
-        for item in found
-        for name in names
-        if not set(name.split()) & set(item[0].split()) and name not in _find_sentence(text, item.start())
-    ]
-
-
-RULES: dict[Kind, Callable[[str], list[_Edit]]] = {
-    "entity": _swap_names,
-    "number": _change_numbers,
-    "negation": _turn_negations,
-}
-"""Faults that code can plant exactly."""

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from counterfoil.errors import InputError
-from counterfoil.job import InputPath
+from counterfoil.inputs import InputPath
 from counterfoil.records import Answer, Group, Prompt, Record, Triplet
 from decode.steps import Refusal, Steps
 from eval.judging import show_request

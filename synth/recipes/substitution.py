@@ -16,7 +16,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from counterfoil.errors import InputError
-from counterfoil.job import InputPath
+from counterfoil.inputs import InputPath
 from counterfoil.records import Prompt, Record, Triplet, content_id
 from decode.steps import Refusal, Steps
 from eval.judging import show_request

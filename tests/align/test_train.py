@@ -79,6 +79,94 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     assert (resumed.folder / "metrics.jsonl").read_text().count("\n") == 12
 
 
+@pytest.mark.parametrize("settings", [{"max_steps": 8}, {"epochs": 1.5}, {"epochs": 2}], ids=str)
+def test_ended_between_the_last_step_and_its_adapter_it_trains_no_step_more(
+    settings: dict[str, Any], tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the last step lies within a pass; the rate is the same throughout, so that a step more would be seen."""
+    rate: dict[str, Any] = {"schedule": "constant_with_warmup", "save_every": 1} | settings
+    job = make_job(make_pairs(tmp_path / "pairs.jsonl"), tiny_model, **rate)
+    whole = job.run(tmp_path / "whole", quiet=True)
+
+    def fail(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "save_whole", fail)
+        with pytest.raises(KeyboardInterrupt):
+            job.run(tmp_path / "broken", quiet=True)
+    resumed = job.run(tmp_path / "broken", quiet=True)
+    left, right = read_weights(whole.folder), read_weights(resumed.folder)
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    first, second = (done.path("metrics.jsonl").read_text().splitlines() for done in (whole, resumed))
+    assert [json.loads(line) for line in first] == [json.loads(line) for line in second]
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path: Path, tiny_model: Path, interrupt: Callable[..., None]) -> None:
+    job = make_job(make_pairs(tmp_path / "pairs.jsonl"), tiny_model, epochs=2)
+    whole = job.run(tmp_path / "whole", quiet=True)
+    interrupt(job, tmp_path / "broken", module=train_module, step=7)
+    folders = sorted((tmp_path / "broken/checkpoints/adapter").glob("checkpoint-*"))
+    assert [path.name for path in folders] == ["checkpoint-4", "checkpoint-6"]
+    (folders[1] / "trainer_state.json").write_text('{"global_step": ')
+    resumed = job.run(tmp_path / "broken", quiet=True)
+    left, right = read_weights(whole.folder), read_weights(resumed.folder)
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_a_checkpoint_from_before_the_loss_was_no_number_is_kept(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of step 5 is made infinite: the weights of step 4 are there, and finite."""
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    real = DPOTrainer.compute_loss
+
+    def compute(self: Any, *given: Any, **rest: Any) -> Any:
+        found = real(self, *given, **rest)
+        return found * math.inf if self.state.global_step == 4 else found
+
+    monkeypatch.setattr(DPOTrainer, "compute_loss", compute)
+    job = make_job(make_pairs(tmp_path / "pairs.jsonl"), tiny_model, epochs=2, save_every=1)
+    with pytest.raises(RunError, match=r"step 5.*became inf"):
+        job.run(tmp_path / "run", quiet=True)
+    last = tmp_path / "run/checkpoints/adapter/checkpoint-4"
+    assert all(torch.isfinite(value).all() for value in load_file(last / "adapter_model.safetensors").values())
+    again = make_job(tmp_path / "pairs.jsonl", tiny_model, epochs=1, start=last, lora=Lora())
+    monkeypatch.setattr(DPOTrainer, "compute_loss", real)
+    fields = again.model_dump(exclude={"lora"}, exclude_defaults=True) | {"objective": Dpo()}
+    assert Train.model_validate(fields).run(tmp_path / "again", quiet=True).fresh
+
+
+def test_attention_drops_nothing_out_either(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some models' configs set it, as a number; a policy would then differ from its reference at the first step."""
+    from transformers import AutoModelForCausalLM
+
+    config = json.loads((tiny_model / "config.json").read_text()) | {"attention_dropout": 0.5}
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.save_pretrained(tmp_path / "model")
+    load_tokenizer(str(tiny_model)).save_pretrained(tmp_path / "model")
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    for cached in (True, False):
+        job = make_job(make_pairs(tmp_path / "pairs.jsonl"), tmp_path / "model", epochs=1, cache_reference=cached)
+        done = job.run(tmp_path / str(cached), quiet=True)
+        first = json.loads(done.path("metrics.jsonl").read_text().splitlines()[0])
+        assert first["rewards/chosen"] == pytest.approx(0, abs=1e-5)
+
+
+def test_each_chosen_answer_is_set_against_each_rejected_one(tmp_path: Path, tiny_model: Path) -> None:
+    """By losses on pairs; others take the group as it is. Repeated pairs among them go once."""
+    roles = [("a", "chosen"), ("b", "chosen"), ("c", "rejected"), ("d", "rejected"), ("d", "rejected")]
+    answers = [{"text": f"Answer {text}.", "role": role} for text, role in roles]
+    path = tmp_path / "groups.jsonl"
+    path.write_text(json.dumps({"prompt": [{"role": "user", "content": "Q"}], "answers": answers}) + "\n")
+    done = make_job(path, tiny_model, epochs=1).run(tmp_path / "dpo", quiet=True)
+    counts = done.manifest["counts"]
+    assert (counts["read"], counts["kept"], counts["dropped"]) == (6, 4, {"data: repeated": 2})
+    done = make_job(path, tiny_model, epochs=1, objective=Sft()).run(tmp_path / "sft", quiet=True)
+    assert (done.manifest["counts"]["read"], done.manifest["counts"]["kept"]) == (1, 1)
+
+
 @pytest.mark.parametrize("cached", [True, False])  # with the reference computed before, and in the step
 def test_sharing_prompts_changes_no_figure_of_a_step(tmp_path: Path, tiny_model: Path, cached: bool) -> None:
     job = make_job(make_pairs(tmp_path / "pairs.jsonl"), tiny_model, batch_size=4, cache_reference=cached)

@@ -192,6 +192,44 @@ def test_a_folder_belongs_to_its_config_and_its_inputs_content(tmp_path: Path, s
         job.run("run", quiet=True)
 
 
+def test_an_input_stands_for_itself_and_nothing_beside_it(tmp_path: Path, synth_yaml: Callable[..., Path]) -> None:
+    """A filter that reads a file is followed by another: a change of that one is another run, a file moved is not."""
+    values = json.loads(synth_yaml(2).read_text())
+    (tmp_path / "evaluation.jsonl").write_text('{"text": "one two three four five six seven eight nine"}\n')
+    overlap: dict[str, Any] = {"name": "overlap", "sets": [str(tmp_path / "evaluation.jsonl")]}
+    job = build(Synthesize, values | {"filters": [overlap, "length_only"]}, source="test")
+    assert job.run("run", quiet=True).fresh
+    assert not job.run("run", quiet=True).fresh
+    for filters in ([overlap], [overlap, "near_duplicate"], [overlap | {"ngram": 5}, "length_only"]):
+        with pytest.raises(RunError, match=r"differs in: filters\)"):
+            build(Synthesize, values | {"filters": filters}, source="test").run("run", quiet=True)
+    moved = overlap | {"sets": [str((tmp_path / "evaluation.jsonl").rename(tmp_path / "moved.jsonl"))]}
+    assert (
+        not build(Synthesize, values | {"filters": [moved, "length_only"]}, source="test").run("run", quiet=True).fresh
+    )
+
+
+def test_what_failed_in_a_finished_run_is_asked_again(
+    tmp_path: Path, synth_yaml: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And nothing else is; where nothing failed the run is done."""
+    values = json.loads(synth_yaml(3).read_text())
+    fails = values | {"engine": values["engine"] | {"fail_when": "no1"}}
+    (tmp_path / "fails.yaml").write_text(json.dumps(fails))
+    assert main(["synth", "fails.yaml", "--to", "run", "--quiet", "--brief"]) == 0
+    manifest = read_manifest(tmp_path / "run")
+    assert manifest is not None
+    assert manifest["counts"]["dropped"] == {"generate: request failed": 1}
+    assert main(["synth", "fails.yaml", "--to", "run", "--quiet", "--brief"]) == 0
+    assert "done already" in capsys.readouterr().out
+    assert main(["synth", "fails.yaml", "--to", "run", "--quiet", "--brief", "--retry-failed"]) == 0
+    assert "done already" not in capsys.readouterr().out
+    whole = build(Synthesize, values, source="test")
+    assert whole.run("whole", quiet=True).manifest["counts"]["dropped"] == {}
+    assert main(["synth", "fails.yaml", "--to", "run", "--quiet", "--brief", "--retry-failed"]) == 0
+    assert not whole.run("whole", quiet=True, retry_failed=True).fresh
+
+
 def test_a_folder_with_other_things_or_a_file_is_left_alone(tmp_path: Path, synth_yaml: Callable[..., Path]) -> None:
     job = build(Synthesize, json.loads(synth_yaml(2).read_text()), source="test")
     (tmp_path / "other").mkdir()

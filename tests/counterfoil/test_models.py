@@ -89,3 +89,29 @@ def test_a_fingerprint_sees_what_lies_inside(tmp_path: Path) -> None:
     weights[len(weights) // 4 : len(weights) // 2] = b"x" * (len(weights) // 4)
     (tmp_path / "model.safetensors").write_bytes(weights)
     assert len({first, second, fingerprint_model(tmp_path)}) == 3
+
+
+def test_a_fingerprint_is_of_every_byte_of_the_weights_and_of_no_training_state(tmp_path: Path) -> None:
+    """Also of a large file, one byte of which is another, and of weights that are no safetensors; found anew by its time."""
+    large = bytearray(20 << 20)
+    (tmp_path / "model.safetensors").write_bytes(large)
+    (tmp_path / "adapter_model.bin").write_bytes(b"one")
+    found = [fingerprint_model(tmp_path)]
+    large[3_333_333] = 1
+    (tmp_path / "model.safetensors").write_bytes(large)
+    found.append(fingerprint_model(tmp_path))
+    (tmp_path / "adapter_model.bin").write_bytes(b"two")
+    found.append(fingerprint_model(tmp_path))
+    assert len(set(found)) == 3
+    models._hash_file.cache_clear()
+    assert fingerprint_model(tmp_path) == found[-1], "what was kept of it in the user's cache"
+    for name in (
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state_0.pth",
+        "trainer_state.json",
+        "training_args.bin",
+        "README.md",
+    ):
+        (tmp_path / name).write_text("x")
+    assert fingerprint_model(tmp_path) == found[-1]

@@ -6,7 +6,9 @@ import math
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from dataclasses import replace
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ from counterfoil.progress import Progress
 from counterfoil.records import Answer, Dropped, Group, Message, Prompt, Record
 from counterfoil.store import Store
 from decode import dialogue
-from decode.dialogue import Outcome, Speaker, converse
+from decode.dialogue import Outcome, converse
 from decode.engine import Given, Request, Sampling
 from decode.engines.scripted import Scripted, ScriptedSession
-from decode.steps import Ask, Refusal, Steps, Weigh, ask_for
+from decode.speaker import Speaker
+from decode.steps import Ask, Refusal, Steps, Weigh, Work, ask_for
 
 DRAW = Sampling(n=2, temperature=1.0)
 
@@ -326,3 +329,69 @@ def test_a_shared_file_that_fails_is_done_without(tmp_path: Path, monkeypatch: p
     found = hold(tmp_path / "run", 3, main=Scripted())
     kept.close()
     assert [item.is_fresh for item in found] == [True] * 3
+
+
+def test_a_slow_computation_holds_nobody_else(tmp_path: Path) -> None:
+    """One of 40 takes as long as all others together, in a lane of two threads; the others are done meanwhile, in order."""
+    done: list[str] = []
+
+    def compute(text: str) -> str:
+        time.sleep(0.5 if text == "item 0" else 0.005)
+        done.append(text)
+        return f"computed {text}"
+
+    def steps(prompt: Prompt) -> Steps[Sequence[Record]]:
+        text = prompt.messages[0]["content"]
+        ((found,), (answer,)) = yield [
+            Work(partial(compute, text), "test", threads=2),
+            Ask(prompt.messages, Sampling()),
+        ]
+        return [Group.make("x", [Answer(text=f"{found} {answer.text}")])]
+
+    found = hold(tmp_path, 40, steps, main=Scripted(replies=("said",)))
+    assert [texts(item) for item in found] == [[f"computed item {at} said"] for at in range(40)]
+    assert done.index("item 0") > 20
+    assert all(len(item.exchanges) == 1 for item in found)
+
+
+def test_what_a_computation_raises_is_raised_where_it_was_asked(tmp_path: Path) -> None:
+    def steps(prompt: Prompt) -> Steps[Sequence[Record]]:
+        try:
+            yield [Work(lambda: 1 // 0, "test")]
+        except ZeroDivisionError:
+            raise Refusal("test", "divided by nothing") from None
+        return []
+
+    found = hold(tmp_path, 2, steps, main=Scripted())
+    assert [item.dropped and item.dropped.reason for item in found] == ["divided by nothing"] * 2
+
+    def careless(prompt: Prompt) -> Steps[Sequence[Record]]:
+        yield [Work(lambda: 1 // 0, "test")]
+        return []
+
+    with pytest.raises(ZeroDivisionError):
+        hold(tmp_path, 1, careless, main=Scripted())
+
+
+def test_two_that_ask_the_same_at_a_time_get_one_answer(tmp_path: Path) -> None:
+    """What came second is not what a later run would find; the double answers each request otherwise."""
+
+    class Counting(Scripted):
+        def open(self, model: str, *, adapters: Any = (), methods: Any = ()) -> ScriptedSession:
+            numbers = count()
+
+            class Session(ScriptedSession):
+                def _answer(self, item: Any) -> Any:
+                    found = super()._answer(item)
+                    parts = [part.model_copy(update={"text": f"reply {next(numbers)}"}) for part in found.completions]
+                    return replace(found, completions=tuple(parts))
+
+            return Session(self, model, [])
+
+    def steps(prompt: Prompt) -> Steps[Sequence[Record]]:
+        (answer,) = yield [Ask(say("the same for all"), Sampling())]
+        return [Group.make("x", [Answer(text=answer[0].text)])]
+
+    first = hold(tmp_path, 5, steps, main=Counting())
+    assert {text for item in first for text in texts(item)} == {"reply 0"}
+    assert [texts(item) for item in hold(tmp_path, 5, steps, main=Counting())] == [texts(item) for item in first]

@@ -272,9 +272,12 @@ def test_log_likelihood_against_another_model_by_hand() -> None:
         LogLikelihood(role="judge", against="judge")
 
 
-def test_an_empty_answer_has_no_likelihood() -> None:
-    with pytest.raises(Refusal, match="an empty answer"):
-        grade(LogLikelihood(), *answers("one", ""), roles={"": -1.0})
+def test_an_empty_answer_is_as_likely_as_the_least_likely_one() -> None:
+    found = grade(LogLikelihood(per_token=False), *answers("one", "", "one two"), roles={"": -1.0})
+    assert found.values == [-1.0, -2.0, -2.0]
+    assert [item.detail.get("empty") for item in found.scores] == [None, True, None]
+    with pytest.raises(Refusal, match="empty answers alone"):
+        grade(LogLikelihood(), *answers("", ""), roles={"": -1.0})
 
 
 def test_self_consistency_by_hand() -> None:

@@ -57,7 +57,7 @@ def make(tmp_path: Path, write_rows: Callable[[int], Path]) -> Callable[..., Syn
     ) -> Synthesize:
         values = {
             "task": {"name": "file", "path": str(write_rows(rows))},
-            "engine": Counted(replies=(GOOD, BAD), **(engine or {})),
+            "engine": Counted(**({"replies": (GOOD, BAD)} | (engine or {}))),
             "recipe": {"name": "best_of_n", "n": 4} | (recipe or {}),
             "filters": ["length_only"],
         }
@@ -81,7 +81,8 @@ def check_sum(done: Finished) -> dict[str, int]:
 
 def test_exactly_so_many_pairs_where_a_prompt_makes_several(make: Callable[..., Synthesize], tmp_path: Path) -> None:
     """Two pairs a prompt: five are two prompts and a half; 37 of 40 prompts are not begun, or not looked at."""
-    done = make(recipe={"max_pairs": 2}, target_pairs=5).run(tmp_path / "run", quiet=True)
+    engine = {"replies": (GOOD, BAD, f"{GOOD}, too", f"{BAD}, too")}
+    done = make(engine=engine, recipe={"max_pairs": 2}, target_pairs=5).run(tmp_path / "run", quiet=True)
     assert done.figures["pairs"] == len(done.path("pairs.jsonl").read_text().splitlines()) == 5
     assert check_sum(done) == {"budget: target_pairs reached": 37}
     (refused,) = read_jsonl(done.path("refused.jsonl"), Dropped, where="test")

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 
 from counterfoil.config import build
+from counterfoil.errors import RunError
 from decode.engine import Engine, Request
 from decode.engines.scripted import Scripted, ScriptedSession
 from synth.synthesize import Synthesize
@@ -52,8 +53,8 @@ class Place:
             (part / "weights.safetensors").write_bytes(b"\x00" * 100)
         (self.model / "chat_template.jinja").write_text("{{ messages }}")
 
-    def count(self, **changes: Any) -> int:
-        """Run a synthesis in a folder of its own; return how many requests it took."""
+    def count(self, *, to: Path | None = None, **changes: Any) -> int:
+        """Run a synthesis, in a folder of its own; return how many requests it took."""
         before, self.num_runs = Weighty.num_asked, self.num_runs + 1
         values: dict[str, Any] = {
             "task": {"name": "file", "path": str(self.rows)},
@@ -63,7 +64,7 @@ class Place:
             "recipe": {"name": "best_of_n", "n": 3},
             "filters": [],
         }
-        build(Synthesize, values | changes, source="test").run(self.folder / f"run{self.num_runs}", quiet=True)
+        build(Synthesize, values | changes, source="test").run(to or self.folder / f"run{self.num_runs}", quiet=True)
         return Weighty.num_asked - before
 
 
@@ -169,3 +170,50 @@ def test_a_finished_run_is_found_done_at_once(write_rows: Callable[[int], Path],
     done = job.run(tmp_path / "run", quiet=True)
     assert time.monotonic() - started < 0.5
     assert not done.fresh
+
+
+def test_another_adapter_in_its_place_is_another_run(place: Place, tmp_path: Path) -> None:
+    """The same folder, the same names: what lies behind them decides, in a finished run as in one under way."""
+    values = {
+        "task": {"name": "file", "path": str(place.rows)},
+        "model": str(place.model),
+        "adapter": str(place.adapter),
+        "engine": Weighty(replies=("a river", "a hill")),
+        "recipe": {"name": "best_of_n", "n": 2},
+    }
+    job = build(Synthesize, values, source="test")
+    done = job.run(tmp_path / "run", quiet=True)
+    assert set(done.manifest["weights"]) == {"model", "adapter"}
+    assert not job.run(tmp_path / "run", quiet=True).fresh
+    (place.adapter / "weights.safetensors").write_bytes(b"\x01" * 100)
+    with pytest.raises(RunError, match=r"differs in: weights\)"):
+        job.run(tmp_path / "run", quiet=True)
+    (place.adapter / "weights.safetensors").write_bytes(b"\x00" * 100)
+    assert not job.run(tmp_path / "run", quiet=True).fresh
+    place.model.rename(tmp_path / "elsewhere")
+    assert not job.run(tmp_path / "run", quiet=True).fresh, "weights that are gone say nothing against what was done"
+
+
+def test_a_roles_weights_are_the_runs_as_well(place: Place, tmp_path: Path) -> None:
+    values = {
+        "task": {"name": "file", "path": str(place.rows)},
+        "engine": Weighty(replies=("a river", "a hill")),
+        "model": str(place.model),
+        "recipe": {"name": "best_of_n", "n": 2, "policies": ["", "other"]},
+        "roles": {"other": {"adapter": str(place.adapter)}},
+    }
+    done = build(Synthesize, values, source="test").run(tmp_path / "run", quiet=True)
+    assert set(done.manifest["weights"]) == {"model", "roles.other.adapter"}
+    other = values | {"roles": {"other": {"model": str(place.adapter)}}}
+    done = build(Synthesize, other, source="test").run(tmp_path / "other", quiet=True)
+    assert set(done.manifest["weights"]) == {"model", "roles.other.model"}, "known by the main engine"
+
+
+def test_what_another_run_was_answered_is_kept_in_this_ones_folder_as_well(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert place.count() == 0
+    monkeypatch.setenv("COUNTERFOIL_ANSWERS", "0")
+    second = place.folder / f"run{place.num_runs}"
+    (second / "manifest.json").unlink()
+    assert place.count(to=second) == 0

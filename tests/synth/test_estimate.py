@@ -12,7 +12,7 @@ from counterfoil.config import build
 from counterfoil.errors import RunError
 from counterfoil.records import Dropped, Prompt
 from counterfoil.store import Store
-from decode.dialogue import Price, Speaker
+from decode.speaker import Price, Speaker
 from synth.estimate import Estimate, Probe, Use, spread
 from synth.synthesize import Synthesize
 

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ from synth.filters.margin import Margin
 from synth.filters.overlap import Overlap
 from synth.filters.refusal import Refusal
 from synth.filters.truncated import Truncated
+
+Alone = Callable[[LocalFilter], Callable[[Pair], Dropped | None]]
 
 
 def make_pair(
@@ -323,10 +325,10 @@ def jaccard(one: str, other: str, size: int = 3) -> float:
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
 
 
-def test_near_duplicates_are_those_of_high_similarity() -> None:
+def test_near_duplicates_are_those_of_high_similarity(alone: Alone) -> None:
     """Texts of 100 words with some replaced, against exact Jaccard: beyond 4 standard errors (0.16) none is wrong."""
     rng = random.Random(0)
-    judge = FuzzyDuplicate(similarity=0.6).open()
+    judge = alone(FuzzyDuplicate(similarity=0.6))
     clear = {True: 0, False: 0}
     for at in range(60):
         words = [f"w{rng.randrange(10**6)}" for _ in range(100)]
@@ -344,15 +346,15 @@ def test_near_duplicates_are_those_of_high_similarity() -> None:
     assert min(clear.values()) >= 15
 
 
-def test_a_text_repeats_itself_and_names_what_it_repeats() -> None:
-    judge = FuzzyDuplicate().open()
+def test_a_text_repeats_itself_and_names_what_it_repeats(alone: Alone) -> None:
+    judge = alone(FuzzyDuplicate())
     first = make_pair("Just two", "x")
     assert judge(first) is None
     found = judge(make_pair("just  TWO", "y"))
     assert isinstance(found, Dropped)
     assert found.detail == f"similarity 1.00 with {first.id}"
-    assert FuzzyDuplicate().open()(first) is None, "each opening begins anew"
-    judge = FuzzyDuplicate(of="prompt").open()
+    assert alone(FuzzyDuplicate())(first) is None, "each opening begins anew"
+    judge = alone(FuzzyDuplicate(of="prompt"))
     assert judge(make_pair("a", "b", prompt="one two three four")) is None
     assert judge(make_pair("c", "d", prompt="one two three four")) is None, "two pairs of one prompt do not repeat it"
     assert judge(make_pair("c", "d", prompt="One two  three four")) is not None

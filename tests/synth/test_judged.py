@@ -16,9 +16,10 @@ from counterfoil.jsonl import read_jsonl
 from counterfoil.progress import Progress
 from counterfoil.records import Comparison, Completion, Dropped, Exchange, Pair, Prompt, Record, Score
 from counterfoil.store import Store
-from decode.dialogue import Outcome, Speaker, converse
+from decode.dialogue import Outcome, converse
 from decode.engine import Given, Request
 from decode.engines.scripted import Scripted, ScriptedSession
+from decode.speaker import Speaker
 from decode.steps import Steps
 from eval.scorers.pairwise import Pairwise
 from synth.filters.judge_agrees import JudgeAgrees

@@ -1,18 +1,21 @@
 """BestOfN and the filters: which pairs come out, by hand."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from counterfoil.records import Completion, Group, Pair, Prompt, Record, Score
+from counterfoil.records import Completion, Dropped, Group, Pair, Prompt, Record, Score
 from decode.steps import Ask, Refusal
 from eval.scorer import LocalScorer
+from synth.filter import LocalFilter
 from synth.filters.length_only import LengthOnly
 from synth.filters.near_duplicate import NearDuplicate
 from synth.recipe import Candidate
 from synth.recipes.best_of_n import BestOfN
+
+Alone = Callable[[LocalFilter], Callable[[Pair], Dropped | None]]
 
 PROMPT = Prompt.make("Say it.")
 
@@ -191,24 +194,24 @@ def make_pair(chosen: str, rejected: str) -> Pair:
     ("rejected", "kept"),
     [(" abcdefghij", False), ("abcdefghiX", False), ("abcdefghXY", True), ("something else", True)],
 )
-def test_answers_almost_the_same_are_dropped(rejected: str, kept: bool) -> None:
+def test_answers_almost_the_same_are_dropped(rejected: str, kept: bool, alone: Alone) -> None:
     """Indel similarity of two texts of 10 letters with one changed: 1 - 2/20 = 0.9; with two: 1 - 4/20 = 0.8."""
-    why = NearDuplicate(similarity=0.9).open()(make_pair("abcdefghij", rejected))
+    why = alone(NearDuplicate(similarity=0.9))(make_pair("abcdefghij", rejected))
     assert (why is None) == kept
     if why is not None:
         assert (why.stage, why.reason) == ("near_duplicate", "answers almost the same")
 
 
-def test_an_answer_chosen_before_is_dropped_unless_allowed() -> None:
+def test_an_answer_chosen_before_is_dropped_unless_allowed(alone: Alone) -> None:
     """Case and spaces do not make another answer; each opening of the filter begins anew."""
     first, again = make_pair("One two three.", "no"), make_pair("one  TWO three.", "other words")
-    judge = NearDuplicate().open()
+    judge = alone(NearDuplicate())
     assert judge(first) is None
     why = judge(again)
     assert why is not None
     assert (why.id, why.reason) == (again.id, "chosen answer came before")
-    assert NearDuplicate().open()(again) is None
-    judge = NearDuplicate(across_pairs=False).open()
+    assert alone(NearDuplicate())(again) is None
+    judge = alone(NearDuplicate(across_pairs=False))
     assert judge(first) is judge(again) is None
 
 

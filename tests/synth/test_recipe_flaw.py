@@ -15,11 +15,11 @@ from counterfoil.config import build
 from counterfoil.job import Finished
 from counterfoil.jsonl import read_jsonl
 from counterfoil.records import Comparison, Dropped, Exchange, Group, Pair, Record, Score
-from decode.dialogue import Speaker
 from decode.engine import Given, GivenLogprobs, Request, Result
 from decode.engines.scripted import Scripted, ScriptedSession
+from decode.speaker import Role
 from eval.groups import read_groups
-from synth.recipes.flaw import RULES, Change, find_changes
+from synth.faults import RULES, Change, find_changes
 from synth.synthesize import Synthesize
 
 GOOD = "The bridge was built in 1932 by Anna Hall. It is older than the tower, which stands in Leeds."
@@ -59,7 +59,7 @@ def synthesize(
             "scoring": {"name": "exact_answer"},
         },
         "engine": {"name": "scripted", "script": write_lines(folder / "script.jsonl", script)},
-        "roles": {"judge": Speaker(model="m", engine=judged_by)} if judged_by else {},
+        "roles": {"judge": Role(model="m", engine=judged_by)} if judged_by else {},
         "recipe": {"name": "flaw"} | recipe,
         "filters": [],
     }
@@ -200,6 +200,22 @@ def test_a_judge_that_likes_a_place_can_be_balanced(tmp_path: Path) -> None:
     assert pair.score_chosen - pair.score_rejected == pytest.approx(expected, abs=1e-5)
     blind = synthesize(tmp_path / "blind", [], judged_by=Likes(good=0.05), found="balance", **given)
     assert blind.manifest["counts"]["dropped"] == {"flaw: number: the judge does not find it": 1}, "within the band"
+
+
+def test_a_judge_that_names_the_sentence(tmp_path: Path) -> None:
+    """It is shown the flawed answer alone, numbered; 0 is no mistake, and another sentence is not the fault."""
+    answers = ["It has 3 legs. It is old.", "It is big. It has 4 legs."]
+    for named, kept in ((1, [answers[0]]), (2, [answers[1]]), (0, [])):
+        script = [{"when": "may have a mistake", "replies": [json.dumps({"sentence": named})]}]
+        done = synthesize(tmp_path / str(named), script, answers=answers, kinds=["number"], found="place")
+        pairs = read(done.folder, "pairs.jsonl", Pair)
+        assert [pair.chosen[0]["content"] for pair in pairs] == kept
+        assert [(pair.score_chosen, pair.score_rejected) for pair in pairs] == [(1, 0)] * len(kept)
+        (one, _) = read(done.folder, "exchanges.jsonl", Exchange)
+        assert one.step == "find"
+        assert answers[0] not in str(one.sent), "the good answer is not shown"
+        dropped = done.manifest["counts"]["dropped"]
+        assert dropped == {"flaw: number: the judge does not find it": 2 - len(kept)}
 
 
 def test_a_kind_without_a_place_is_dropped_and_the_others_go_on(tmp_path: Path) -> None:

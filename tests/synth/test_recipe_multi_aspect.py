@@ -12,9 +12,9 @@ from counterfoil.config import build
 from counterfoil.job import Finished
 from counterfoil.jsonl import read_jsonl
 from counterfoil.records import Dropped, Exchange, Group, Record, Score, Triplet
-from decode.dialogue import Speaker
 from decode.engine import Given, GivenLogprobs, Request, Result
 from decode.engines.scripted import Scripted, ScriptedSession
+from decode.speaker import Role
 from synth.synthesize import Synthesize
 
 REVIEW = "The soup was hot and good."
@@ -79,7 +79,7 @@ def synthesize(folder: Path, lines: Sequence[Any], *rows: Mapping[str, Any], **r
     values = {
         "task": {"name": "file", "path": str(folder / "prompts.jsonl")},
         "engine": {"name": "scripted", "script": str(folder / "script.jsonl")},
-        "roles": {"classifier": Speaker(model="m", engine=Minded())},
+        "roles": {"classifier": Role(model="m", engine=Minded())},
         "recipe": {"name": "multi_aspect", "candidates": 2, "aspects": ["soup", "price"]} | recipe,
         "filters": [],
     }

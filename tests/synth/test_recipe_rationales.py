@@ -226,7 +226,9 @@ def test_what_comes_in_goes_out_as_a_group_or_a_named_drop(job: Synthesize, tmp_
         said = {part.text for item in exchanges if item.prompt_id == key for part in item.completions}
         assert {item.text for item in group.answers if item.role} <= said
     scores = {item.completion_id for item in read(done.folder / "scores.jsonl", Score)}
-    assert scores == {part.id for item in exchanges for part in item.completions}
+    (failed,) = [item.id for item in read(done.folder / "dropped.jsonl", Dropped) if item.stage == "generate"]
+    assert scores == {part.id for item in exchanges if item.prompt_id != failed for part in item.completions}
+    assert [item for item in exchanges if item.prompt_id == failed], "what was answered beside what failed is kept"
     assert not [sent for sent in asked.values() if "4" in str(sent)], "the answer is shown to nobody"
     dropped = read(done.folder / "dropped.jsonl", Dropped)
     assert [item.stage for item in dropped] == ["vote", "vote", "generate"]

@@ -1,7 +1,12 @@
 """SemanticDuplicate with the real embedder."""
 
-from counterfoil.records import Completion, Pair, Prompt
+from collections.abc import Callable
+
+from counterfoil.records import Completion, Dropped, Pair, Prompt
+from synth.filter import LocalFilter
 from synth.filters.semantic_duplicate import SemanticDuplicate
+
+Alone = Callable[[LocalFilter], Callable[[Pair], Dropped | None]]
 
 
 def make_pair(prompt: str, chosen: str) -> Pair:
@@ -15,9 +20,9 @@ def make_pair(prompt: str, chosen: str) -> Pair:
     return Pair.make(asked, sides[0], sides[1], scores=(1.0, 0.0), recipe="test")
 
 
-def test_what_was_said_in_other_words_is_dropped() -> None:
+def test_what_was_said_in_other_words_is_dropped(alone: Alone) -> None:
     """A paraphrase goes, another subject in the same words stays; what was dropped is not remembered."""
-    judge = SemanticDuplicate(similarity=0.8).open()
+    judge = alone(SemanticDuplicate(similarity=0.8))
     first = make_pair("a", "A man is playing the guitar on the street.")
     again = make_pair("b", "On the street, a man plays a guitar.")
     assert judge(first) is None
@@ -33,8 +38,8 @@ def test_what_was_said_in_other_words_is_dropped() -> None:
     assert judge(make_pair("d", "Stock markets fell on Monday.")) is None
 
 
-def test_several_pairs_of_one_prompt_do_not_repeat_it() -> None:
-    judge = SemanticDuplicate(of="prompt", similarity=0.8).open()
+def test_several_pairs_of_one_prompt_do_not_repeat_it(alone: Alone) -> None:
+    judge = alone(SemanticDuplicate(of="prompt", similarity=0.8))
     assert judge(make_pair("How do I boil an egg?", "In water.")) is None
     assert judge(make_pair("How do I boil an egg?", "Stock markets fell.")) is None
     why = judge(make_pair("What is the way to boil an egg?", "With care."))

@@ -1,16 +1,21 @@
 """Synthesize: what comes in goes out as a pair or as a named drop."""
 
 import json
+import sys
+import textwrap
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from counterfoil.config import build
-from counterfoil.errors import RunError
+from counterfoil.errors import ConfigError, InputError, RunError
 from counterfoil.jsonl import read_jsonl
-from counterfoil.records import Completion, Dropped, Exchange, Pair, Prompt, Record, Score
+from counterfoil.records import Completion, Dropped, Exchange, Group, Pair, Prompt, Record, Score
+from decode.engines.scripted import Scripted
+from decode.speaker import Price, Role, Speaker
 from synth.recipes.best_of_n import BestOfN
 from synth.synthesize import Synthesize
 
@@ -113,9 +118,17 @@ def test_records_are_joined_by_their_ids(job: Synthesize, tmp_path: Path) -> Non
 
 
 def test_more_pairs_a_prompt_and_no_filters(job: Synthesize, tmp_path: Path) -> None:
-    """Four samples alternate two good with two bad: two pairs of each prompt with both, the tie apart."""
+    """Four samples, two good with two bad: two pairs of each prompt with both, the tie apart; one of two texts twice."""
     values = job.model_dump() | {"task": job.task, "engine": job.engine, "filters": []}
     values["recipe"] = {"name": "best_of_n", "n": 4, "margin": 0.5, "max_pairs": 2}
+    done = build(Synthesize, values, source="test").run(tmp_path / "same", quiet=True)
+    assert done.manifest["counts"]["pairs"] == 5, "the samples alternate two texts"
+    assert isinstance(job.engine, Scripted)
+    assert job.engine.script is not None
+    lines = [json.loads(line) for line in job.engine.script.read_text().splitlines()]
+    lines = [row | {"replies": [*row["replies"], *(f"{text}!" for text in row["replies"])]} for row in lines]
+    (tmp_path / "four.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    values["engine"] = job.engine.model_copy(update={"script": tmp_path / "four.jsonl"})
     done = build(Synthesize, values, source="test").run(tmp_path / "run", quiet=True)
     assert done.manifest["counts"]["pairs"] == 5 * 2
     used = Counter(
@@ -171,3 +184,115 @@ def test_no_reference_reaches_the_engine(tmp_path: Path) -> None:
     done = build(Synthesize, values, source="test").run(tmp_path / "run", quiet=True)
     assert {item.text for item in read_completions(done.folder)} == {"Say it now please"}
     assert read(done.folder, "pairs.jsonl", Pair) == []
+
+
+def make_values(folder: Path, texts: Sequence[str], script: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    return {
+        "task": {"name": "file", "path": write_lines(folder / "prompts.jsonl", [ask_for(text) for text in texts])},
+        "engine": {"name": "scripted", "script": write_lines(folder / "script.jsonl", list(script))},
+        "recipe": {"name": "best_of_n", "n": 2},
+    } | more
+
+
+def test_a_role_is_as_the_main_one_in_what_it_leaves_out() -> None:
+    main = Speaker(model="big", engine=Scripted(latency_s=1), adapter="tuned", price=Price(prompt=1))
+    assert Role(price=Price(prompt=3)).speak_for(main) == main.model_copy(update={"price": Price(prompt=3)})
+    assert Role(adapter="other").speak_for(main) == Speaker(model="big", engine=main.engine, adapter="other")
+    assert Role(model="small").speak_for(main) == Speaker(model="small", engine=main.engine)
+    assert Role(engine=Scripted()).speak_for(main) == Speaker(model="big", engine=Scripted())
+
+
+def test_a_filter_remembers_what_every_filter_has_passed(tmp_path: Path) -> None:
+    """The first pair falls to `overlap`; the second, of the same chosen answer, then came before nobody."""
+    shared = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    script = [
+        {"when": "first", "replies": [f"{GOOD} same", f"{BAD}: {shared}"]},
+        {"when": "second", "replies": [f"{GOOD} same", f"{BAD} of another kind"]},
+    ]
+    sets = [write_lines(tmp_path / "evaluation.jsonl", [{"text": shared}])]
+    for order in (1, -1):
+        filters = ["near_duplicate", {"name": "overlap", "sets": sets}][::order]
+        values = make_values(tmp_path, ["first", "second"], script, filters=filters)
+        done = build(Synthesize, values, source="test").run(tmp_path / str(order), quiet=True)
+        assert [pair.prompt[0]["content"] for pair in read(done.folder, "pairs.jsonl", Pair)] == ["second"]
+        assert list(done.manifest["counts"]["dropped"]) == ["overlap: the answer shares words with an evaluation set"]
+
+
+def test_what_makes_no_pairs_is_filtered_by_what_takes_it(tmp_path: Path) -> None:
+    """Groups pass `overlap`; a filter of pairs is refused before anything is asked, and none is there by default."""
+    leaked = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    script = [{"when": "", "replies": ["It is so. The answer is 4."]}]
+    recipe = {"name": "rationales", "n": 2, "min_negatives": 0, "hot_n": 0}
+    values = make_values(tmp_path, [leaked, "two and two"], script, recipe=recipe)
+    plain = build(Synthesize, values, source="test")
+    assert plain.run(tmp_path / "plain", quiet=True).manifest["counts"]["kept"] == 2
+    assert plain.run(tmp_path / "plain", quiet=True).manifest["config"]["filters"] == []
+    overlap = {"name": "overlap", "sets": [write_lines(tmp_path / "evaluation.jsonl", [{"text": leaked}])]}
+    done = build(Synthesize, values | {"filters": [overlap]}, source="test").run(tmp_path / "run", quiet=True)
+    assert done.manifest["counts"]["kept"] == 1
+    assert done.manifest["counts"]["dropped"] == {"overlap: the prompt shares words with an evaluation set": 1}
+    (group,) = read(done.folder, "groups.jsonl", Group)
+    assert group.prompt[0]["content"].startswith("two and two")
+    for filters in (["near_duplicate"], [overlap, "judge_agrees"]):
+        with pytest.raises(ConfigError, match="which judges pairs, where groups are made"):
+            build(Synthesize, values | {"filters": filters}, source="test").run(tmp_path / "not", quiet=True)
+
+
+def test_a_row_that_cannot_be_judged_is_dropped_and_a_scorer_that_can_judge_none_is_a_mistake(tmp_path: Path) -> None:
+    """The reference is missing in one row of three; then in all."""
+    rows = [{"prompt": f"item {at}", "reference": {} if at == 1 else {"answer": "yes"}} for at in range(3)]
+    script = write_lines(tmp_path / "script.jsonl", [{"when": "item", "replies": ["yes", "no, not at all"]}])
+    values = {
+        "task": {"name": "file", "path": write_lines(tmp_path / "prompts.jsonl", rows)},
+        "engine": {"name": "scripted", "script": script},
+        "recipe": {"name": "best_of_n", "n": 2},
+        "scorer": "exact_answer",
+        "filters": [],
+    }
+    done = build(Synthesize, values, source="test").run(tmp_path / "run", quiet=True)
+    assert done.manifest["counts"]["dropped"] == {"score: cannot be judged": 1}
+    (dropped,) = read(done.folder, "dropped.jsonl", Dropped)
+    assert "reference.answer" in dropped.detail
+    write_lines(tmp_path / "prompts.jsonl", [row | {"reference": {}} for row in rows])
+    with pytest.raises(InputError, match="3 prompts, none of which it can judge"):
+        build(Synthesize, values, source="test").run(tmp_path / "none", quiet=True)
+
+
+def test_an_answer_whose_score_is_no_number_is_no_side(tmp_path: Path) -> None:
+    (tmp_path / "odd_scorers").mkdir()
+    (tmp_path / "odd_scorers" / "__init__.py").write_text("")
+    code = """
+        from counterfoil.records import Score
+        from eval.scorer import LocalScorer
+        class Odd(LocalScorer):
+            def score(self, prompt, completion):
+                value = float(completion.text) if completion.text != "none" else float("nan")
+                return Score(completion_id=completion.id, scorer="odd", value=value)
+    """
+    (tmp_path / "odd_scorers" / "odd.py").write_text(textwrap.dedent(code))
+    sys.path.insert(0, str(tmp_path))
+    try:
+        script = [{"when": "three", "replies": ["none", "2", "1"]}, {"when": "one", "replies": ["none", "none", "1"]}]
+        recipe = {"name": "best_of_n", "n": 3}
+        values = make_values(tmp_path, ["three", "one"], script, recipe=recipe, scorer="odd_scorers.odd", filters=[])
+        done = build(Synthesize, values, source="test").run(tmp_path / "run", quiet=True)
+    finally:
+        sys.path.remove(str(tmp_path))
+    (pair,) = read(done.folder, "pairs.jsonl", Pair)
+    assert (pair.chosen[0]["content"], pair.rejected[0]["content"]) == ("2", "1")
+    assert done.manifest["counts"]["dropped"] == {"contrast: fewer than two answers with a score": 1}
+    group = read(done.folder, "groups.jsonl", Group)[0]
+    assert {answer.text: answer.score for answer in group.answers} == {"none": None, "2": 2, "1": 1}
+
+
+def test_a_tie_is_a_pair_where_that_is_asked(tmp_path: Path) -> None:
+    """The shorter of two with one score; not where another pair is to be had."""
+    script = [{"when": "tie", "replies": [f"{GOOD} five", GOOD]}, {"when": "clear", "replies": [GOOD, BAD]}]
+    recipe = {"name": "best_of_n", "n": 2, "ties": "shorter"}
+    values = make_values(tmp_path, ["tie", "clear"], script, recipe=recipe, filters=[])
+    done = build(Synthesize, values, source="test").run(tmp_path / "run", quiet=True)
+    tie, clear = read(done.folder, "pairs.jsonl", Pair)
+    assert (tie.chosen[0]["content"], tie.score_chosen - tie.score_rejected) == (GOOD, 0)
+    assert clear.score_chosen > clear.score_rejected
+    dropped = build(Synthesize, values | {"recipe": recipe | {"ties": "drop"}}, source="test")
+    assert dropped.run(tmp_path / "drop", quiet=True).manifest["counts"]["pairs"] == 1
