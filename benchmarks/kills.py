@@ -1,12 +1,14 @@
 """What becomes of a synthesis that is killed at any moment, and how soon one ends that is interrupted.
 
     python benchmarks/kills.py                     # 20 kills (SIGKILL) at random moments: 640 prompts, 64 in flight, 1 s each
-    python benchmarks/kills.py --rows 96 --in-flight 16 --latency-s 0.1 --kills 3
+    python benchmarks/kills.py --side-by-side 5    # the same, five runs at a time
+    python benchmarks/kills.py --judged --rows 96 --in-flight 16 --latency-s 0.1 --kills 3
     python benchmarks/kills.py interrupt           # seconds from Ctrl-C (SIGINT) to the end
 
 Against a real server in a process of its own, whose answers depend on what it is asked alone. A run is killed once, within
 the time of an answer after a number of requests that is drawn evenly, and started again with the same command. It prints how
-many requests were sent in all beyond one a prompt, and whether every file is, byte for byte, that of a run left alone.
+many requests were sent in all beyond those of a run left alone, and whether every file is, byte for byte, that one's. With
+`--judged` a second model compares the answers, in both orders, and filters remember earlier pairs.
 """
 
 import argparse
@@ -24,11 +26,13 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-OUTPUTS = ("prompts", "exchanges", "scores", "groups", "pairs", "dropped", "refused")
+OUTPUTS = ("prompts", "exchanges", "scores", "comparisons", "groups", "pairs", "dropped", "refused")
+VERDICTS = ('{"better": "A"}', '{"better": "B"}', '{"better": "B"}', '{"better": "tie"}')
 TEXTS = ("A river runs past.", "A hill stands over it.", "The river, again.", "Nobody was there.")
 
 
@@ -39,14 +43,15 @@ async def serve(latency_s: float) -> None:
     async def answer(path: str, body: bytes) -> dict[str, Any]:
         nonlocal num_asked
         if path.endswith("/models"):
-            return {"data": [{"id": "stub"}]}
+            return {"data": [{"id": "stub"}, {"id": "judge"}]}
         if path.endswith("/stats"):
             return {"asked": num_asked}
         num_asked += 1
         await asyncio.sleep(latency_s if latency_s >= 0 else 1e6)
         asked = json.loads(body)
         start = int(hashlib.sha256(json.dumps([asked["messages"], asked["seed"]]).encode()).hexdigest(), 16)
-        texts = [TEXTS[(start >> 8 * at) % len(TEXTS)] for at in range(asked["n"])]
+        said = VERDICTS if "response_format" in asked else TEXTS
+        texts = [said[(start >> 8 * at) % len(said)] for at in range(asked["n"])]
         tokens = {"content": [{"token": word, "logprob": -1.0} for word in ["five", "tokens", "in", "an", "answer"]]}
         choices = [
             {"index": at, "finish_reason": "stop", "message": {"content": text}, "logprobs": tokens}
@@ -89,7 +94,7 @@ def count_asked(base_url: str) -> int:
         return json.load(answer)["asked"]
 
 
-def write_config(folder: Path, num_rows: int, engine: dict[str, Any]) -> Path:
+def write_config(folder: Path, num_rows: int, engine: dict[str, Any], *, judged: bool = False) -> Path:
     """Write prompts, and a config whose rows have every fate: pairs, ties, broken lines, prompts that came before."""
     reference = {"constraints": [{"kind": "include_word", "word": "river"}]}
     rows = [json.dumps({"prompt": f"Write about place {at}.", "reference": reference}) for at in range(num_rows)]
@@ -103,6 +108,11 @@ def write_config(folder: Path, num_rows: int, engine: dict[str, Any]) -> Path:
         "recipe": {"name": "best_of_n", "n": 2},
         "filters": ["length_only"],
     }
+    if judged:
+        config["scorer"] = {"name": "pairwise", "explain": False}
+        config["roles"] = {"judge": {"model": "judge", "engine": engine}}
+        config["recipe"]["n"] = 3
+        config["filters"] += ["near_duplicate", "fuzzy_duplicate"]
     path = folder / "job.yaml"
     path.write_text(json.dumps(config))  # JSON is YAML
     return path
@@ -132,44 +142,57 @@ def finish(process: subprocess.Popen[str]) -> None:
 
 def read_outputs(folder: Path) -> dict[str, bytes]:
     """Read what a run wrote."""
-    return {name: (folder / f"{name}.jsonl").read_bytes() for name in OUTPUTS}
+    return {name: path.read_bytes() for name in OUTPUTS if (path := folder / f"{name}.jsonl").is_file()}
+
+
+@contextmanager
+def prepare(options: argparse.Namespace, folder: Path) -> Iterator[tuple[Path, str]]:
+    """Start a server for one run, and write its config; yield the config and the server's address."""
+    folder.mkdir()
+    with open_server(options.latency_s) as base_url:
+        engine = {"name": "openai_api", "base_url": base_url, "max_in_flight": options.in_flight}
+        yield write_config(folder, options.rows, engine, judged=options.judged), base_url
+
+
+def kill_once(options: argparse.Namespace, folder: Path, whole: dict[str, bytes], usual: int, number: int) -> int:
+    """Kill a run and go on with it; return how many requests it took beyond the usual ones."""
+    rng = random.Random(f"{options.seed}/{number}")
+    after, wait_s = rng.randrange(usual), rng.uniform(0, options.latency_s)
+    with prepare(options, folder) as (config, base_url):
+        process = start(config, folder / "run")
+        while count_asked(base_url) < after:
+            time.sleep(0.01)
+        time.sleep(wait_s)
+        process.kill()
+        process.communicate()
+        at_kill = count_asked(base_url)
+        finish(start(config, folder / "run"))
+        extra = count_asked(base_url) - usual
+    same = read_outputs(folder / "run") == whole
+    told = f"kill {number + 1}: after {at_kill} requests; {extra} more than usual; files {'identical' if same else 'DIFFER'}"
+    print(told, flush=True)
+    assert same, told
+    assert extra <= options.in_flight * (1 + options.judged), told
+    return extra
 
 
 def measure_kills(options: argparse.Namespace) -> None:
     """Kill, go on, compare."""
-    rng = random.Random(options.seed)
-    with tempfile.TemporaryDirectory() as scratch, open_server(options.latency_s) as base_url:
+    with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        engine = {"name": "openai_api", "base_url": base_url, "max_in_flight": options.in_flight}
-        config = write_config(folder, options.rows, engine)
-        began = time.monotonic()
-        finish(start(config, folder / "whole"))
-        whole_s = time.monotonic() - began
-        whole, asked = read_outputs(folder / "whole"), count_asked(base_url)
-        assert asked == options.rows, asked
-        num_pairs = len(whole["pairs"].splitlines())
-        print(f"left alone: {whole_s:.1f} s, {asked} requests, {num_pairs} pairs", flush=True)
-        extras: list[int] = []
-        for number in range(options.kills):
-            after, wait_s = rng.randrange(options.rows), rng.uniform(0, options.latency_s)
-            process = start(config, folder / f"{number}")
-            while count_asked(base_url) - asked < after:
-                time.sleep(0.01)
-            time.sleep(wait_s)
-            process.kill()
-            process.communicate()
-            at_kill = count_asked(base_url) - asked
-            finish(start(config, folder / f"{number}"))
-            total, asked = count_asked(base_url) - asked, count_asked(base_url)
-            extras.append(total - options.rows)
-            same = read_outputs(folder / f"{number}") == whole
-            print(
-                f"kill {number + 1}: after {at_kill} requests; {total} in all, {extras[-1]} more than prompts; "
-                f"files {'identical' if same else 'DIFFER'}",
-                flush=True,
-            )
-            assert same
-            assert extras[-1] <= options.in_flight, extras[-1]
+        with prepare(options, folder / "whole") as (config, base_url):
+            began = time.monotonic()
+            finish(start(config, folder / "whole/run"))
+            whole_s, usual = time.monotonic() - began, count_asked(base_url)
+        whole = read_outputs(folder / "whole/run")
+        assert options.judged or usual == options.rows, usual
+        print(f"left alone: {whole_s:.1f} s, {usual} requests, {len(whole['pairs'].splitlines())} pairs", flush=True)
+        with ThreadPoolExecutor(options.side_by_side) as pool:
+            runs = [
+                pool.submit(kill_once, options, folder / str(number), whole, usual, number)
+                for number in range(options.kills)
+            ]
+            extras = [run.result() for run in runs]
         print(f"{options.kills} of {options.kills} identical; asked again: {min(extras)} to {max(extras)} requests")
 
 
@@ -221,6 +244,8 @@ if __name__ == "__main__":
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--latency-s", type=float, default=1.0)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--side-by-side", type=int, default=1)
+    parser.add_argument("--judged", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     if given.what == "serve":

@@ -47,6 +47,11 @@ def _flatten_group(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"prompt": chat, "answers": answers, "reference": _encode(row.get("reference", {}))}
 
 
+def _flatten_triplet(row: dict[str, Any]) -> dict[str, Any]:
+    """List the texts of a pooled positive, which are keys."""
+    return row | {"shares": [{"text": text, "weight": weight} for text, weight in row.get("shares", {}).items()]}
+
+
 def _flatten_prompt(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"reference": _encode(row.get("reference", {})), "tags": _encode(row.get("tags", {}))}
 
@@ -71,7 +76,9 @@ KINDS = {
     ),
     "triplets": _Kind(
         "triplets.jsonl",
-        dict.fromkeys(("id", "anchor", "positive", "negative", "prompt_id", "recipe", "source_id"), "string"),
+        dict.fromkeys(("id", "anchor", "positive", "negative", "prompt_id", "recipe", "source_id"), "string")
+        | {"shares": [{"text": "string", "weight": "float64"}]},
+        _flatten_triplet,
     ),
     "groups": _Kind(
         "groups.jsonl",
@@ -86,7 +93,7 @@ KINDS = {
     ),
     "instructions": _Kind(
         "instructions.jsonl",
-        {"id": "string", "messages": MESSAGES, "reference": "string", "tags": "string"},
+        {"id": "string", "messages": MESSAGES, "negative": MESSAGES, "reference": "string", "tags": "string"},
         _flatten_prompt,
     ),
 }

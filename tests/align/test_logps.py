@@ -9,7 +9,8 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from align.logps import Trie, _attend, can_share, share_prefixes
+from align.logps import Trie, _attend, can_share, install_head, share_prefixes
+from align.objectives.copg import copg_loss
 from counterfoil.errors import InputError
 
 SMALL: dict[str, Any] = {
@@ -121,6 +122,63 @@ def test_states_and_gradients_are_those_of_the_plain_form(kind: str, shape: str,
     assert gradients
     for name, value in gradients.items():
         assert (shared[name] - value).norm() <= 1e-4 * value.norm(), name
+
+
+def find_losses(log_probs_N: Tensor) -> dict[str, Tensor]:
+    """DPO's loss and contrastive policy gradient's, of rows that are pairs in turn, by numbers that any model may have."""
+    reference_N = torch.linspace(-30, -10, len(log_probs_N))
+    ratio_N = log_probs_N - reference_N
+    groups = torch.arange(len(log_probs_N)) // 2
+    scores = torch.linspace(0, 1, len(log_probs_N))
+    chosen, rejected = ratio_N[::2], ratio_N[1::2]
+    return {
+        "dpo": -torch.nn.functional.logsigmoid(0.1 * (chosen - rejected)).mean(),
+        "copg": copg_loss(ratio_N, scores, groups, beta=0.1).mean(),
+    }
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("shape", ["two pairs", "glued"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_losses_are_those_of_whole_logits_row_by_row(kind: str, shape: str, side: str) -> None:
+    """Prefixes shared and the head on answers alone: losses to 1e-5, the adapter's gradients to 1e-4 of their norm.
+
+    `glued`: the last token of a pair's prompt is another one in one of its rows, as where an answer is glued on to it; what
+    is scored then begins at different places.
+    """
+    model = make_model(kind)
+    rows = make_rows("two pairs")
+    rows = [rows[0], rows[2], rows[1], rows[3]]  # pairs in turn: each two begin alike
+    starts = [len(rows[0]) - 4, len(rows[0]) - 4, len(rows[2]) - 7, len(rows[2]) - 7]
+    if shape == "glued":
+        rows[1] = [*rows[1][: starts[1] - 1], 90, *rows[1][starts[1] :]]
+        starts[1] -= 1
+    expected_N: list[Tensor] = []
+    for row, start in zip(rows, starts, strict=True):
+        logps_LV = model(input_ids=torch.tensor([row])).logits[0, :-1].log_softmax(-1)
+        expected_N.append(logps_LV.gather(1, torch.tensor(row[1:])[:, None])[start - 1 :].sum())
+    expected = find_losses(torch.stack(expected_N))
+    gradients: dict[str, dict[str, Tensor]] = {}
+    for name, loss in expected.items():
+        loss.backward(retain_graph=True)
+        gradients[name] = read_gradients(model)
+
+    install_head(model.get_base_model())
+    share_prefixes(model.get_base_model(), least_saved=0)
+    ids, mask = pad(rows, side)
+    labels = ids.clone()
+    for at, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        first = (ids.shape[1] - len(row) if side == "left" else 0) + start
+        labels[at, :first] = -100
+    labels[mask == 0] = -100
+    found = find_losses(model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True).log_probs.sum(1))
+    for name, loss in found.items():
+        assert loss.item() == pytest.approx(expected[name].item(), rel=1e-5), name
+        loss.backward(retain_graph=True)
+        own = read_gradients(model)
+        assert own.keys() == gradients[name].keys()
+        for key, value in gradients[name].items():
+            assert (own[key] - value).norm() <= 1e-4 * value.norm(), (name, key)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

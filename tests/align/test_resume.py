@@ -15,10 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from align import reference, trainers
 from align import train as train_module
-from align import trainers
 from align.objective import Objective
 from align.objectives.copg import Copg
+from align.objectives.decoupled import Decoupled
 from align.objectives.distill import Distill
 from align.objectives.dpo import Dpo
 from align.objectives.sft import Sft
@@ -119,6 +120,67 @@ def test_it_goes_on_between_batches_of_one_step(
     whole = job.run(tmp_path / "whole", quiet=True)
     interrupt(job, tmp_path / "broken", module=train_module, step=5)
     assert_equal(whole.folder, job.run(tmp_path / "broken", quiet=True).folder)
+
+
+@pytest.mark.parametrize("objective", [Copg(beta=0.5), Dpo()], ids=["copg", "dpo"])
+def test_interrupted_in_the_reference_it_goes_on_with_the_next_batch(
+    objective: Objective, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run has a cache of its own; of four batches the first is not computed again."""
+    job = make_job(tmp_path, tiny_model, objective)
+    monkeypatch.setenv("COUNTERFOIL_CACHE", str(tmp_path / "one"))
+    whole = job.run(tmp_path / "whole", quiet=True)
+    monkeypatch.setenv("COUNTERFOIL_CACHE", str(tmp_path / "two"))
+    computed: list[int] = []
+    real = reference._compute
+
+    def breaking(*given: Any, **rest: Any) -> Any:
+        for start, values in real(*given, **rest):
+            computed.append(start)
+            yield start, values
+            if len(computed) == 1:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(reference, "_compute", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        job.run(tmp_path / "broken", quiet=True)
+    assert_equal(whole.folder, job.run(tmp_path / "broken", quiet=True).folder)
+    assert computed == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_interrupted_in_the_second_of_two_trainings_it_does_not_train_the_first_again(
+    step: int, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`decoupled` before and after a checkpoint of its negative part."""
+    job = make_job(tmp_path, tiny_model, Decoupled(), save_every=2)
+    whole = job.run(tmp_path / "whole", quiet=True)
+    begun: list[str] = []
+    real = train_module.watch
+
+    def breaking(stage: Any, **rest: Any) -> Any:
+        shown = real(stage, **rest)
+        inner, begun[:] = shown.on_log, [*begun, "part"]
+
+        def on_log(args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
+            inner(args, state, control, logs=logs, **rest)
+            if len(begun) == 2 and state.global_step == step and "loss" in (logs or {}):
+                raise KeyboardInterrupt
+
+        shown.on_log = on_log
+        return shown
+
+    monkeypatch.setattr(train_module, "watch", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        job.run(tmp_path / "broken", quiet=True)
+    assert not (tmp_path / "broken/manifest.json").exists()
+    job.run(tmp_path / "broken", quiet=True)
+    assert len(begun) == 3, "the first part is found done"
+    for part in ("positive", "negative"):
+        one, other = (
+            load_file(folder / part / "adapter_model.safetensors") for folder in (whole.folder, tmp_path / "broken")
+        )
+        assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def read_losses(done: Finished) -> list[float]:

@@ -40,7 +40,8 @@ def run(synth_yaml: Callable[..., Path], tmp_path: Path) -> Path:
             for at, (one, two) in enumerate(verdicts)
         ),
     )
-    write_records(folder / "triplets.jsonl", Triplet.make("a", "b", "c", prompt_id="p", recipe="retrieval"))
+    triplet = Triplet.make("a", "b", "c", prompt_id="p", recipe="retrieval")
+    write_records(folder / "triplets.jsonl", triplet.model_copy(update={"shares": {"b": 0.75, "d": 0.25}}))
     write_records(folder / "instructions.jsonl", Prompt.make("new", reference={"gold": 1}, tags={"seed": "s"}))
     write_records(folder / "refused.jsonl", Dropped(id="x", stage="overlap", reason="a | b `c` <script>"))
     span = Span(start=0, stop=1, label="entity")
@@ -68,6 +69,7 @@ def test_every_config_loads_offline(run: Path, tmp_path: Path) -> None:
     pairs = [json.loads(line) for line in (run / "pairs.jsonl").read_text().splitlines()]
     assert tables[None].to_list() == pairs
     assert tables["triplets"][0]["negative"] == "c"
+    assert tables["triplets"][0]["shares"] == [{"text": "b", "weight": 0.75}, {"text": "d", "weight": 0.25}]
     assert [row["backward"] for row in tables["comparisons"]] == ["first", "second", "tie"]
     (instruction,) = tables["instructions"].to_list()
     assert instruction["messages"] == [{"role": "user", "content": "new"}]

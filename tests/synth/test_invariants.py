@@ -149,6 +149,67 @@ def test_whatever_engines_say(
         assert target is None or len(pairs) == target or ("target_pairs" in done.figures and len(pairs) < target)
 
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "flaw": {
+        "kinds": ["number", "negation", "relation"], "good": "own", "n": 2, "least_score": 0.0, "judge": {"explain": False},
+    },
+    "weak_to_strong": {"n": 3, "drop_below": 0.3, "override_at": 0.3},
+    "codec": {"num_actions": 1, "rounds": 2, "theta": 1.0},
+}  # fmt: skip
+SAID = st.sampled_from([
+    "It is 4, and it is not 5. The answer is 4.", "The answer is 5.", "The answer is 4", "There are 12 rivers.", "", " \n",
+    "null", '{"better": "A"}', '{"better": "tie"}', '{"sentence": 1, "rewritten": "It is 7, and it is not 5."}',
+    '{"sentence": 99, "rewritten": ""}', '{"use_case": "summaries", "skills": ["counting"]}', '{"instructions": []}',
+    '{"instructions": ["Count the rivers."]}', '{"improvements": [{"rubric": "harder", "action": "Ask for two."}]}',
+    '{"instruction": "Count all rivers."}', '{"answer_a": 9, "answer_b": 1}', '{"answer_a": 1, "answer_b": 9}',
+    '{"answer_a": 5, "answer_b": 5}',
+])  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@settings(max_examples=25, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    rows=ROWS.filter(lambda rows: any(row.startswith("place") for row in rows)), filters=FILTERS, seed=st.integers(0, 9),
+    said=st.lists(SAID, min_size=1, max_size=12), other=st.lists(SAID, min_size=1, max_size=6),
+)  # fmt: skip
+def test_other_makers_of_pairs_hold_to_it_too(
+    name: str, rows: list[str], filters: list[str], said: list[str], other: list[str], seed: int
+) -> None:
+    """Two models that say anything, schemas and all: what is a pair, and where rows go."""
+    role = {"flaw": "judge", "weak_to_strong": "weak", "codec": "strong"}[name]
+    engine = {"name": "scripted", "max_in_flight": 4, "fail_when": "fails"}
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        job = write_job(
+            folder,
+            rows,
+            [],
+            engine=engine | {"replies": said},
+            recipe={"name": name} | OTHERS[name],
+            filters=filters,
+            roles={role: {"engine": engine | {"replies": other}}},
+            seed=seed,
+        )
+        done = job.run(folder / "run", quiet=True)
+        pairs: list[Pair] = read(done.folder, "pairs", Pair)
+        for pair in pairs:
+            chosen, rejected = pair.chosen[0]["content"], pair.rejected[0]["content"]
+            assert chosen != rejected
+            assert chosen.strip()
+            assert rejected.strip()
+            assert pair.score_chosen >= pair.score_rejected
+        prompts = {item.id for item in read(done.folder, "prompts", Prompt)}
+        kept = {pair.source_id for pair in pairs}
+        dropped = read(done.folder, "dropped", Dropped)
+        assert kept <= prompts
+        assert len(rows) == len(kept) + len(dropped) == done.manifest["counts"]["read"]
+        assert prompts == kept | {item.id for item in dropped if item.stage != "read"}
+        made = {item.prompt_id for item in read(done.folder, "exchanges", Exchange)}
+        assert made <= prompts
+        for exchange in read(done.folder, "exchanges", Exchange):
+            assert {item.prompt_id for item in exchange.completions} == {exchange.prompt_id}
+
+
 def test_an_engine_that_fails_speaks_garbage_and_is_cut_off(tmp_path: Path) -> None:
     """Of 400 prompts 5 % fail, 5 % get garbage and 5 % answers without an end; the others make pairs."""
     rows = [f"place {at}. {({0: 'fails', 1: 'garbage', 2: 'endless'}).get(at % 20, '')}" for at in range(400)]

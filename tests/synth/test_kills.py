@@ -1,4 +1,4 @@
-"""A synthesis that is killed, or interrupted: benchmarks/kills.py on a small scale, with a real server and real signals."""
+"""A synthesis that is killed, or interrupted: benchmarks/kills.py, with a real server and real signals."""
 
 import importlib.util
 import subprocess
@@ -25,12 +25,16 @@ def kills() -> Iterator[Any]:
     return module
 
 
-def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    """Three kills at random moments; the benchmark asserts that files are alike, and how little is asked again."""
-    options = ["--rows", "96", "--in-flight", "16", "--latency-s", "0.1", "--kills", "3"]
-    done = subprocess.run([sys.executable, str(SCRIPT), *options], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert "3 of 3 identical" in done.stdout
+WHOLE = "--side-by-side 5"
+JUDGED = "--judged --rows 96 --in-flight 16 --latency-s 0.1 --kills 4 --side-by-side 2"
+
+
+@pytest.mark.parametrize(("options", "number"), [(WHOLE, 20), (JUDGED, 4)], ids=["20 of 640 prompts", "judged"])
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(options: str, number: int) -> None:
+    """Kills at random moments; the benchmark asserts that files are alike, and how little is asked again."""
+    done = subprocess.run([sys.executable, str(SCRIPT), *options.split()], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{number} of {number} identical" in done.stdout
 
 
 def test_an_interrupt_ends_at_once_what_waits_for_a_server_that_hangs(kills: Any, tmp_path: Path) -> None:
