@@ -3,6 +3,7 @@
 The double is a scripted engine that names its process in each answer, notes what it was asked, and dies of `die`.
 """
 
+import json
 import os
 import signal
 import time
@@ -20,8 +21,11 @@ from decode.engines.hf import Hf
 from decode.engines.ray import Ray, RaySession
 from decode.engines.scripted import Scripted
 from decode.generate import Generate
+from synth.synthesize import Synthesize
 
 pytestmark = pytest.mark.slow
+
+RIVER = {"constraints": [{"kind": "include_word", "word": "river"}]}
 
 DOUBLE = """
 import os, signal
@@ -32,6 +36,7 @@ from decode.engines.scripted import Scripted, ScriptedSession
 class Mortal(Scripted):
     INCIDENTAL = Scripted.INCIDENTAL | {"log"}
     log: str = ""
+    named: bool = True
     broken: bool = False
     differs: bool = False
 
@@ -41,14 +46,16 @@ class Mortal(Scripted):
     def open(self, model, *, adapters=(), methods=()):
         if self.broken:
             raise EngineError("mortal", given="broken", allowed="whole", do="Mend it.")
-        return MortalSession(self.model_copy(update={"replies": (f"{os.getpid()} {{prompt}}",)}), model, [])
+        replies = (f"{os.getpid()} {{prompt}}",) if self.named else self.replies
+        return MortalSession(self.model_copy(update={"replies": replies}), model, [])
 
 class MortalSession(ScriptedSession):
     def _answer(self, item):
+        prompt = item.prompt if isinstance(item.prompt, str) else item.prompt[-1]["content"]
         if self._engine.log:
             with open(self._engine.log, "a") as log:
-                log.write(item.prompt.split()[-1] + "\\n")
-        if "die" in item.prompt:
+                log.write(prompt.split()[-1] + "\\n")
+        if "die" in prompt:
             os.kill(os.getpid(), signal.SIGKILL)
         return super()._answer(item)
 """
@@ -148,6 +155,32 @@ def test_what_was_answered_is_not_asked_again(tmp_path: Path, monkeypatch: pytes
         done = Generate(prompts=prompts, chat=False, engine=engine).run(tmp_path / f"run {log.name}", quiet=True)
         assert done.manifest["counts"]["kept"] == count
     assert [len(log.read_text().split()) if log.exists() else 0 for log in logs] == [20, 20, 0]
+
+
+def test_a_synthesis_on_replicas_that_die_is_that_of_one_engine(tmp_path: Path) -> None:
+    """Of 60 rows one kills what it is put to: it is dropped by name, and all else is as without Ray, byte for byte."""
+    rows = [{"prompt": f"Write about place {at}", "reference": RIVER} for at in range(59)]
+    rows.insert(30, {"prompt": "Make it die", "reference": RIVER})
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    inner = make(
+        replies=("A river runs past it.", "A hill stands over it."), named=False, latency_s=0.02, max_in_flight=8
+    )
+    plain = Scripted(replies=("A river runs past it.", "A hill stands over it."), fail_when="die")
+    runs: list[Path] = []
+    for name, engine in (("ray", Ray(engine=inner, replicas=2, cpus=0, max_in_flight=4)), ("plain", plain)):
+        task = {"name": "file", "path": str(prompts)}
+        values = {"task": task, "engine": engine, "recipe": {"name": "best_of_n", "n": 2}, "filters": []}
+        done = build(Synthesize, values, source="test").run(tmp_path / name, quiet=True)
+        counts = done.manifest["counts"]
+        assert (counts["read"], counts["kept"]) == (60, 59)
+        assert counts["dropped"] == {"generate: request failed": 1}
+        runs.append(done.folder)
+    for name in ("prompts", "exchanges", "scores", "groups", "pairs"):
+        one, other = ((folder / f"{name}.jsonl").read_bytes() for folder in runs)
+        assert one == other, name
+    (dropped,) = (runs[0] / "dropped.jsonl").read_text().splitlines()
+    assert "its replica died" in dropped
 
 
 def test_it_gives_what_the_engine_inside_gives() -> None:
