@@ -46,6 +46,7 @@ class Output:
         self._made: Counter[type[Record]] = Counter()
         self._scores: Counter[str] = Counter()
         self._sums: Counter[str] = Counter()
+        self._shape = {"mean margin": 0.0, "chosen longer": 0.0, "cut off": 0.0}
         run.counts |= {"completions": 0, "pairs": 0, "kept": 0}
         run.tokens |= {"prompt": 0, "generated": 0}
         for name in (*ALWAYS, FILES[makes]):
@@ -102,14 +103,22 @@ class Output:
         self._run.write(FILES[kind], record)
         self._made[kind] += 1
         self._budget.num_pairs += kind is self._makes
+        if isinstance(record, Pair):
+            sides = [len(side[-1]["content"].strip()) for side in (record.chosen, record.rejected)]
+            self._shape["mean margin"] += record.score_chosen - record.score_rejected
+            self._shape["chosen longer"] += sides[0] > sides[1]
+            self._shape["cut off"] += bool(record.cut)
         if isinstance(record, Score) and math.isfinite(record.value):
             self._scores[record.scorer] += 1
             self._sums[record.scorer] += round(record.value * 1e6)  # whole numbers add up alike in any order
 
     def conclude(self) -> None:
-        """Put the sums into the manifest and the closing table."""
+        """Put the sums into the manifest and the closing table: of pairs the mean margin, and shares of two kinds of them."""
         run = self._run
         run.counts["pairs"] = run.figures["pairs"] = self._made[Pair]
+        if self._made[Pair]:
+            for name, total in self._shape.items():
+                run.figures[name] = round(total / self._made[Pair], 4)
         for kind in (Group, Triplet, Prompt):
             if self._made[kind]:
                 run.figures[FILES[kind].removesuffix(".jsonl")] = self._made[kind]

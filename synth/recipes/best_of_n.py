@@ -5,7 +5,8 @@ scorer. Differences: (1) a margin below which there is no pair; (2) a tie is no 
 candidates a finished answer is chosen before one that was cut off, and then the two of the most equal length are taken,
 so that length does not become the lesson; (4) several pairs a prompt, none sharing a text; (5) optionally, the greedy
 answer among the candidates; (6) optionally, several models' samples together, and pairs of like length alone; (7) optionally,
-where there is no other pair, the shorter of two that are equally good against the longer.
+where there is no other pair, the shorter of two that are equally good against the longer; (8) optionally, the best against
+each that is worse.
 """
 
 import math
@@ -41,6 +42,9 @@ class BestOfN(Recipe):
     model says, and its faults, loops above all, are rare among samples."""
     max_pairs: int = Field(default=1, ge=1)
     """Pairs a prompt, at most."""
+    against: Literal["worst", "all"] = "worst"
+    """`worst` pairs the best with the worst, then the next two, no text in two pairs; `all` sets the best against each answer
+    that is the margin below it, the worst first."""
     max_length_gap: float = Field(default=1.0, ge=0, le=1)
     """Largest difference of a pair's lengths in tokens, as a share of the longer one; 1 allows all."""
     ties: Literal["drop", "shorter"] = "drop"
@@ -75,20 +79,22 @@ class BestOfN(Recipe):
         return pairs
 
     def contrast(self, prompt: Prompt, candidates: Sequence[Candidate]) -> list[Pair]:
-        """Pair the best with the worst, again and again, while the margin is enough."""
+        """Pair the best with the worst, again and again, while the margin is enough, or the best with all that are worse."""
         left = [item for item in candidates if item.completion.text.strip() and math.isfinite(item.score)]
         num_drawn = self.n * len(self.policies)
         greedy = [item for item in left if item.completion.index >= num_drawn]
         drawn = [item for item in left if item.completion.index < num_drawn]
         pairs: list[Pair] = []
+        better = worse = left
         while len(pairs) < self.max_pairs:
             first = None if pairs else self._choose(drawn, greedy) or self._choose(greedy, drawn)
-            found = first or self._choose(left, left)
+            found = first or self._choose(better, worse)
             if found is None:
                 break
             pairs.append(_pair(prompt, *found))
-            texts = {item.completion.text for item in found}
-            left = [item for item in left if item.completion.text not in texts]
+            used = {item.completion.text for item in (found[1:] if self.against == "all" else found)}
+            better, worse = ([item for item in side if item.completion.text not in used] for side in (better, worse))
+            better = found[:1] if self.against == "all" else better
         tied = self._choose_tied(left) if self.ties == "shorter" and not pairs else None
         return pairs if tied is None else [_pair(prompt, *tied)]
 

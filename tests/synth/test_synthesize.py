@@ -296,3 +296,35 @@ def test_a_tie_is_a_pair_where_that_is_asked(tmp_path: Path) -> None:
     assert clear.score_chosen > clear.score_rejected
     dropped = build(Synthesize, values | {"recipe": recipe | {"ties": "drop"}}, source="test")
     assert dropped.run(tmp_path / "drop", quiet=True).manifest["counts"]["pairs"] == 1
+
+
+def test_the_best_against_each_that_is_worse(tmp_path: Path) -> None:
+    """Scores 1, 1, 0.5 and 0 of four samples: two pairs of the best, none of the other good one; and the closing figures."""
+    asked = {"constraints": [{"kind": "max_words", "n": 5}, {"kind": "include_word", "word": "river"}]}
+    task = write_lines(tmp_path / "prompts.jsonl", [{"prompt": "ask", "reference": asked}])
+    replies = [
+        "One long river",
+        "Another long river",
+        "No such thing here",
+        "No such thing is to be found anywhere here",
+    ]
+    script = write_lines(tmp_path / "script.jsonl", [{"when": "ask", "replies": replies}])
+    values: dict[str, Any] = {
+        "task": {"name": "file", "path": task},
+        "engine": {"name": "scripted", "script": script},
+        "recipe": {"name": "best_of_n", "n": 4, "max_pairs": 4, "against": "all"},
+        "filters": [],
+    }
+    done = build(Synthesize, values, source="test").run(tmp_path / "all", quiet=True)
+    pairs = read(done.folder, "pairs.jsonl", Pair)
+    assert [pair.score_rejected for pair in pairs] == [0, 0.5]
+    assert len({pair.chosen[0]["content"] for pair in pairs}) == 1
+    assert done.figures["mean margin"] == 0.75
+    assert done.figures["chosen longer"] == 0
+    assert done.figures["cut off"] == 0
+    values["recipe"]["against"] = "worst"
+    done = build(Synthesize, values, source="test").run(tmp_path / "worst", quiet=True)
+    used = [
+        side[0]["content"] for pair in read(done.folder, "pairs.jsonl", Pair) for side in (pair.chosen, pair.rejected)
+    ]
+    assert sorted(used) == sorted(replies)
