@@ -54,7 +54,8 @@ def _group(row: dict[str, Any], row_id: str) -> Group:
     if "chosen" in row and "rejected" in row:
         prompt, texts = _split(row.get("prompt"), [row["chosen"], row["rejected"]])
         scores = [row.get(f"score_{side}", row.get(f"{side}_score")) for side in ("chosen", "rejected")]
-        cut = row.get("cut") if isinstance(row.get("cut"), list | tuple) else ()
+        cut: Any = row.get("cut")
+        cut = cut if isinstance(cut, list | tuple) else ()
         answers = [
             {"text": text, "role": role, "score": score, "is_cut": role in cut}
             for text, role, score in zip(texts, ("chosen", "rejected"), scores, strict=True)

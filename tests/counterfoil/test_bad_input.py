@@ -104,8 +104,9 @@ def test_rows_of_which_none_is_a_prompt(verb: str, tmp_path: Path, capsys: pytes
 def test_a_reference_that_the_scorer_cannot_use(
     reference: object, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """One row of several is dropped by name; where there is no other, the scorer is not for these."""
     path = tmp_path / "rows.jsonl"
-    path.write_text(as_lines(GOOD, {"prompt": "Else.", "reference": reference}))
+    path.write_text(as_lines({"prompt": "Else.", "reference": reference}))
     folder = tmp_path / "run"
     assert main([*words_for("synth", path), "--to", str(folder), "--quiet", "--brief"]) == 2
     shown = capsys.readouterr().err
@@ -113,6 +114,12 @@ def test_a_reference_that_the_scorer_cannot_use(
     assert told in shown
     assert read_manifest(folder) is None
     assert not (folder / "pairs.jsonl").exists()
+    path.write_text(as_lines(GOOD, {"prompt": "Else.", "reference": reference}))
+    assert main([*words_for("synth", path), "--to", str(tmp_path / "more"), "--quiet", "--brief"]) == 0
+    dropped = [json.loads(line) for line in (tmp_path / "more/dropped.jsonl").read_text().splitlines()]
+    (bad,) = [row for row in dropped if row["stage"] == "score"]
+    assert bad["reason"] == "cannot be judged"
+    assert told in bad["detail"]
 
 
 @pytest.mark.parametrize(
