@@ -24,7 +24,6 @@ from align.data import encode
 from align.examples import count_end, encode_group
 from align.fresh import Sampler
 from align.group_trainer import GroupTrainer
-from align.head import find_head
 from align.logps import can_share, install_head, share_prefixes
 from align.objective import LossObjective, Objective, TrlObjective
 from align.reference import FROZEN, Row, compute_reference
@@ -35,6 +34,7 @@ from counterfoil.models import fingerprint_model
 from counterfoil.records import Answer, Group
 from counterfoil.store import Store
 from decode.chat import load_tokenizer
+from decode.head import find_head
 
 if TYPE_CHECKING:
     from align.train import Train

@@ -74,24 +74,49 @@ def _find(row: _Row, logprobs: tuple[float, ...], greedy: bool) -> GivenLogprobs
 
 
 def _read(loaded: Loaded, rows: Sequence[_Row]) -> list[GivenLogprobs]:
-    """Score texts that share an adapter, in one pass."""
+    """Score texts that share an adapter, in one pass: what they begin with once, the head on their own tokens alone."""
     import torch
+
+    from decode.head import find_head, score_labels
+    from decode.prefixes import shared_prefixes
 
     device, pad = loaded.device, loaded.tokenizer.pad_token_id
     whole = [row.prompt + row.text for row in rows]
     longest = max(1, *map(len, whole))
     ids_BT = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in whole], device=device)
     mask_BT = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in whole], device=device)
+    at_B, at_T = (
+        torch.tensor([place[side] for place in _places(rows)], device=device, dtype=torch.long) for side in (0, 1)
+    )
+    labels_N = ids_BT[at_B, at_T + 1]
     with torch.inference_mode(), loaded.use_adapter(rows[0].given.adapter):
-        logits_BTV = loaded.model(input_ids=ids_BT, attention_mask=mask_BT).logits
+        model = loaded.bare_model
+        head = find_head(model)
+        if isinstance(head, str):  # one that is not linear, or has an adapter: the whole model says it
+            logits_NV = loaded.model(input_ids=ids_BT, attention_mask=mask_BT).logits[at_B, at_T].float()
+            logps_N = logits_NV.log_softmax(-1).gather(1, labels_N[:, None])[:, 0]
+            best_N = logits_NV.argmax(-1) == labels_N
+        else:
+            with shared_prefixes(model):
+                states_BTD = model.base_model(ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
+            scores = score_labels(states_BTD[at_B, at_T], labels_N, head)
+            logps_N, best_N = scores.log_probs, scores.is_top1
+    logps, best = iter(logps_N.tolist()), iter(best_N.tolist())
     found: list[GivenLogprobs] = []
-    for row, ids, logits_TV in zip(rows, whole, logits_BTV, strict=True):
-        rows_TV = logits_TV[len(row.prompt) - 1 : len(ids) - 1].float() if row.text else logits_TV[:0]
-        targets_T = torch.tensor(row.text, device=device, dtype=torch.long)
-        logps_T = rows_TV.gather(1, targets_T[:, None])[:, 0] - rows_TV.logsumexp(-1)
-        greedy = bool((rows_TV.argmax(-1) == targets_T).all())
-        found.append(_find(row, tuple(logps_T.tolist()), greedy))
+    for row in rows:
+        count = len(row.text)
+        own = tuple(itertools.islice(logps, count))
+        found.append(_find(row, own, all([*itertools.islice(best, count)])))
     return found
+
+
+def _places(rows: Sequence[_Row]) -> list[tuple[int, int]]:
+    """List, row by row, where the state before each token of a text is."""
+    return [
+        (at, place)
+        for at, row in enumerate(rows)
+        for place in range(len(row.prompt) - 1, len(row.prompt) + len(row.text) - 1)
+    ]
 
 
 def _force(loaded: Loaded, rows: Sequence[_Row]) -> list[GivenLogprobs]:

@@ -50,10 +50,17 @@ class Loaded:
         from decode.packing import packed_linears
 
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=self._dtype)
-        model = model.to(self.device).eval()
+        model = model.to(self.device).eval().requires_grad_(False)
         if self._packed:
             self._packing.enter_context(packed_linears(model))
         return model
+
+    @property
+    def bare_model(self) -> Any:
+        """The model of transformers itself, in which PEFT has put its layers where an adapter is loaded."""
+        from peft import PeftModel
+
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     def close(self) -> None:
         """Free all. Calling it twice is harmless."""

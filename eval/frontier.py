@@ -8,7 +8,6 @@ tokens, in nats. A method is better than another where it scores higher at the s
 
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +19,7 @@ from counterfoil.job import Job, Run
 from counterfoil.jsonl import write_json
 from counterfoil.records import Completion, Dropped, Prompt
 from decode.engine import Engine, Given, Request, Sampling, Session, require
+from decode.engines.hf import Hf
 from decode.engines.vllm import Vllm
 from decode.generate import ask, draw_seed, refuse_none
 from eval.parts import find_adapter, name_method, name_part
@@ -47,7 +47,10 @@ class Frontier(Job):
     model: ModelName = "smollm2"
     """A name, a folder, a GGUF file or a hub id."""
     engine: Engine = Vllm()
-    """What runs the model."""
+    """What draws the samples."""
+    reader: Engine = Hf(batch_size=32)
+    """What reads the base model's probability of them: transformers computes a prompt once for all that answers it, which
+    vLLM's log-probabilities of given texts do not."""
     n: int = Field(default=4, ge=1)
     """Samples a prompt."""
     max_new_tokens: int = Field(default=64, ge=1)
@@ -68,7 +71,8 @@ class Frontier(Job):
 
     def check(self) -> None:
         """Compare what is needed with what the engine gives."""
-        require(self.engine, {"chat", "adapters", "given_logprobs", "n"}, where="engine")
+        require(self.engine, {"chat", "adapters", "n"}, where="engine")
+        require(self.reader, {"chat", "given_logprobs"}, where="reader")
         names = [name_part(folder) for folder in self.adapters]
         if len(set(names)) < len(names):
             raise InputError("adapters", given=", ".join(names), allowed="a name each", do="Rename a folder.")
@@ -86,14 +90,15 @@ class Frontier(Job):
         answers = {name: self._sample(run, name, adapter, prompts) for name, adapter in policies.items()}
         given = [
             Given(f"{name}/{item.id}", prompt.messages, item.token_ids or ())
+            for prompt in prompts
             for name, found in answers.items()
             if name != "base"
-            for prompt in prompts
             for item in found.get(prompt.id, ())
         ]
         missing = [item for item in given if not run.store.has("base", item.id)]
         if missing:
-            ask(run, self.engine, self.model, list, total=0, stage="base", then=partial(_score, run, missing))
+            with self.reader.open(self.model) as session:
+                _score(run, missing, session)
         values = {name: self._judge(run, name, prompts, found) for name, found in answers.items()}
         methods = self._summarise(values)
         whole = {"num_prompts": len(prompts), "level": self.level, "baseline": self.baseline or "base"}

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import align.head
-from align.head import Head, TokenScores, score_labels
+import decode.head
+from decode.head import Head, TokenScores, score_labels
 
 HEADS = {
     "plain": {},
@@ -38,7 +38,7 @@ def score_plainly(states: Tensor, labels: Tensor, head: Head) -> TokenScores:
 @pytest.mark.parametrize("tile", [97, 97 * 7, 97 * 1000])
 @pytest.mark.parametrize("kind", HEADS)
 def test_scores_and_gradients_are_those_of_whole_logits(kind: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(align.head, "TILE", tile)
+    monkeypatch.setattr(decode.head, "TILE", tile)
     states, labels, head = make(**HEADS[kind])
     labels[3] = (states[3] @ head.weight_VD.T + (0 if head.bias_V is None else head.bias_V)).argmax()
     expected = score_plainly(states, labels, head)

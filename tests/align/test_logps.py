@@ -9,9 +9,10 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from align.logps import Trie, _attend, can_share, install_head, share_prefixes
+from align.logps import can_share, install_head, share_prefixes
 from align.objectives.copg import copg_loss
 from counterfoil.errors import InputError
+from decode.prefixes import Trie, _attend
 
 SMALL: dict[str, Any] = {
     "vocab_size": 97,
