@@ -1,12 +1,12 @@
-"""The prompts on which the headers of configs/synth were measured, out of public data sets; none of these travels with us.
+"""The prompts on which the headers of configs/synth are measured, out of public data sets; none of these travels with us.
 
     python benchmarks/inputs.py --to FOLDER [--halueval FILE] [--proofwriter FILE] [--cos-e FILE] [--aqua FILE] [--svamp FILE]
 
-flaw.jsonl: the first 12 of HaluEval's general answers (general_data.json) of 20 to 80 words in which a rule finds a place for a
-number and for a negation. counterfactual.jsonl: the first four questions of ProofWriter (logic-LLM's proofwriter_dev.json), of
-CoS-E's dev set (dev_rand_split.jsonl) and of AQuA's (dev.json). rationales.jsonl: the first 16 problems of SVAMP with a whole
-number for an answer, weak_to_strong.jsonl the first 12 of these. operations.jsonl: the first 120 of SVAMP with their operation
-for an answer. reviews.jsonl: 12 reviews of our own, of a sentence each.
+flaw.jsonl: the first 12 of HaluEval's general answers (general_data.json) of 20 to 80 words in which a rule finds a place for
+a number and for a negation. counterfactual.jsonl: the first four questions of ProofWriter (logic-LLM's proofwriter_dev.json),
+of CoS-E's dev set (dev_rand_split.jsonl) and of AQuA's (dev.json). rationales.jsonl: the first 16 problems of SVAMP with a
+whole number for an answer, weak_to_strong.jsonl the first 12 of these. operations.jsonl: the first 120 of SVAMP with their
+operation for an answer. reviews.jsonl: 12 reviews of our own, of a sentence each.
 """
 
 import argparse
