@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,10 @@ sys.exit(code)
 """counterfoil where accelerate takes CPUs for devices whose weights FSDP may split, which it does not by itself."""
 
 
-def train(
+def start(
     folder: Path, config: Path, *overrides: str, processes: int, environ: Mapping[str, str] | None = None
-) -> list[dict[str, Any]]:
-    """Run `counterfoil align` in `processes` processes; return what was logged."""
+) -> list["subprocess.Popen[str]"]:
+    """Start `counterfoil align` in `processes` processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -67,11 +68,17 @@ def train(
         {} if processes == 1 else {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
         for rank in range(processes)
     ]
-    started = [
+    return [
         subprocess.Popen(command, env=common | rank, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for rank in ranks
     ]
-    for process in started:
+
+
+def train(
+    folder: Path, config: Path, *overrides: str, processes: int, environ: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """Run it to its end; return what was logged."""
+    for process in start(folder, config, *overrides, processes=processes, environ=environ):
         said, _ = process.communicate(timeout=300)
         assert process.returncode == 0, said[-3000:]
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -90,6 +97,27 @@ def test_two_processes_give_the_loss_curve_of_one(objective: str, tmp_path: Path
     assert (tmp_path / "two" / "adapter" / "adapter_model.safetensors").is_file()
     assert not [item for item in (tmp_path / "two").iterdir() if item.name.startswith(".adapter")]
     assert json.loads((tmp_path / "two" / "manifest.json").read_text())["counts"]["kept"] == 16
+
+
+def test_two_processes_that_were_killed_go_on_to_the_same_weights(tmp_path: Path, tiny_model: Path) -> None:
+    """SIGKILL to both once a checkpoint is whole, then the same commands again: bit for bit, as with one process."""
+    config = tmp_path / "job.yaml"
+    config.write_text("objective: dpo\nlora: {rank: 4}\nepochs: 6\nlearning_rate: 5.0e-3\nsave_every: 1\n")
+    given = (f"data={write(tmp_path / 'data.jsonl')}", f"model={tiny_model}", "batch_size=2")
+    whole = train(tmp_path / "whole", config, *given, processes=2)
+    killed = start(tmp_path / "broken", config, *given, processes=2)
+    end = time.monotonic() + 120
+    while not list((tmp_path / "broken/checkpoints/adapter").glob("checkpoint-*/trainer_state.json")):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    for process in killed:
+        process.kill()
+        process.communicate()
+    assert not (tmp_path / "broken/manifest.json").exists(), "it was not done yet"
+    resumed = train(tmp_path / "broken", config, *given, processes=2)
+    assert [row["loss"] for row in resumed] == [row["loss"] for row in whole]
+    one, two = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("whole", "broken"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
 
 
 @pytest.mark.parametrize("objective", ["dpo", "copg"])
