@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
 from counterfoil.errors import InputError
-from decode.head import Head, find_head, score_labels
+from decode.head import Head, find_head, reads_states, score_labels
 from decode.prefixes import can_share, share_prefixes
 
 __all__ = ["Scores", "can_share", "install_head", "share_prefixes"]
@@ -42,6 +42,13 @@ def install_head(model: Any) -> None:
     """
     plain: Callable[..., Any] = model.forward
     _read_head(model)
+    if not reads_states(model):
+        raise InputError(
+            f"model: {model.config.model_type}",
+            given="logits that are not the head's of the last layer's states",
+            allowed="a frozen linear head, with its logits scaled or capped at most",
+            do="Train with a model of another architecture.",
+        )
 
     def forward(*given: Any, fused_lm_head: bool = False, labels: Tensor | None = None, **rest: Any) -> Any:
         if not fused_lm_head or labels is None:

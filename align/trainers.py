@@ -34,7 +34,7 @@ from counterfoil.models import fingerprint_model
 from counterfoil.records import Answer, Group
 from counterfoil.store import Store
 from decode.chat import load_tokenizer
-from decode.head import find_head
+from decode.head import reads_states
 
 if TYPE_CHECKING:
     from align.train import Train
@@ -257,7 +257,7 @@ def _train_reward(setup: Setup, objective: TrlObjective) -> Any:
 def _replace_head(trainer: Any, model: Any) -> None:
     """Install our head in place of TRL's, which has just been installed, where ours can do what is asked."""
     base = model.get_base_model()
-    if not getattr(trainer, "aux_loss_enabled", False) and not isinstance(find_head(base), str):
+    if not getattr(trainer, "aux_loss_enabled", False) and reads_states(base):
         install_head(base)
 
 

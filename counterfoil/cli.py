@@ -41,7 +41,8 @@ def _make_parser() -> argparse.ArgumentParser:
         sub.add_argument("--parent", type=int, help=argparse.SUPPRESS)
         sub.add_argument("--brief", action="store_true", help="do not print the closing table")
         sub.add_argument("--quiet", action="store_true", help="print no progress either")
-        sub.add_argument("--retry-failed", action="store_true", help="ask again what failed in a run that is finished")
+        if verb != "run":  # what comes after such a job would rest on other answers
+            sub.add_argument("--retry-failed", action="store_true", help="ask again what failed in a finished run")
     verbs.choices["synth"].add_argument(
         "--estimate", action="store_true", help="ask about a few prompts; print the tokens, time and money of all"
     )
@@ -148,7 +149,11 @@ def _run_job(options: argparse.Namespace) -> int:
         _estimate(job, options, label)
         return 0
     finished = job.run(
-        options.to, label=label, overrides=tuple(used), quiet=options.quiet, retry_failed=options.retry_failed
+        options.to,
+        label=label,
+        overrides=tuple(used),
+        quiet=options.quiet,
+        retry_failed="retry_failed" in options and options.retry_failed,
     )
     if not finished.fresh:
         print(f"{label}: done already, in {finished.folder}")

@@ -165,6 +165,10 @@ class Job(Config):
         """Return the paths that the job reads, by their places in the config; those that are None are left out."""
         return find_inputs(self)
 
+    def weights(self, *, download: bool) -> dict[str, str]:
+        """Return fingerprints of the models and adapters that it reads, by their places; see `find_weights`."""
+        return find_weights(self, download=download)
+
     def run(
         self,
         folder: Path | str | None = None,
@@ -181,11 +185,15 @@ class Job(Config):
         label = label or type(self).__name__.lower()
         identity = self._identity()
         path = Path(folder) if folder else runs_folder() / f"{label}-{content_id(without_paths(identity))[:8]}"
-        identity["weights"] = find_weights(self, download=not (path / "manifest.json").is_file())
+        is_new = not (path / "manifest.json").is_file()
+        if is_new:
+            self.check()
+        identity["weights"] = self.weights(download=is_new or retry_failed)
         done = _check_folder(path, identity, pinned=self.PINNED)
         if done is not None and not (retry_failed and FAILED in done["counts"]["dropped"]):
             return Finished(path, done, fresh=False)
-        self.check()
+        if not is_new:
+            self.check()
         if int(os.environ.get("RANK", "0")):
             self._follow(path)
             return Finished(path, {}, fresh=True)

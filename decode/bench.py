@@ -15,7 +15,7 @@ class Done(NamedTuple):
     tag: Any
     """What it was put with."""
     value: Any
-    error: Exception | None
+    error: BaseException | None
 
 
 class Bench:
@@ -47,7 +47,7 @@ class Bench:
                 return
             try:
                 self._done.put(Done(tag, call(), None))
-            except Exception as error:
+            except BaseException as error:  # it is raised where its result is taken
                 self._done.put(Done(tag, None, error))
 
     def take(self, *, wait_s: float = 0.0) -> Iterator[Done]:

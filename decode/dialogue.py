@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from counterfoil.config import fingerprint
@@ -34,6 +35,8 @@ ENDED_EARLY = 16_384
 """Outcomes that wait for a slower one before them, so that all come in order."""
 IMPOSSIBLE_NATS = -1e4
 """Log-probability of a token that a method forbids: minus infinity is no JSON."""
+OPEN_WORKS = 64
+"""Computations that wait or are under way, where no model has anything to do, before one is waited for."""
 WAIT_S = 0.05
 """For a computation, where no model has anything to do."""
 ALL_FAIL = 64
@@ -63,8 +66,11 @@ class _Dialogue:
     asks: Sequence[Step] = ()
     answers: list[Answered] = field(default_factory=list[Answered])
     missing: int = 0
+    """Answers and results that are not there yet."""
+    working: int = 0
+    """Of those, results of computations of this process."""
     failure: str = ""
-    error: Exception | None = None
+    error: BaseException | None = None
     num_asks: int = 0
     num_completions: int = 0
     is_fresh: bool = False
@@ -173,8 +179,10 @@ class _Hall:
             if not self._late and time.monotonic() >= self._deadline:
                 self._end_asking()
             busy = [line for line in self._lines if line.waiting or line.num_flying]
-            if len(busy) < len(self._lines):  # one more may have something for an idle model
+            if len(busy) < len(self._lines) or not self._lines:  # one more may have something for an idle model
                 begun = self._begin()
+                while begun and not busy and 0 < self._bench.num_open < OPEN_WORKS:  # or for an idle thread
+                    begun = self._begin()
                 if not busy and not begun and not self._bench.num_open:
                     break
             for line in busy:
@@ -241,12 +249,15 @@ class _Hall:
                 if isinstance(asked, Record):
                     dialogue.records.append(asked)
                 elif isinstance(asked, Work):
-                    self._bench.put((dialogue, at), asked.call, lane=asked.lane, threads=asked.threads)
+                    self._bench.put(
+                        (dialogue, at), partial(self._compute, dialogue, asked), lane=asked.lane, threads=asked.threads
+                    )
                     dialogue.missing += 1
+                    dialogue.working += 1
                 else:
                     dialogue.missing += not self._ask(dialogue, at, asked)
             if dialogue.missing:
-                if self._late:
+                if self._late and dialogue.missing > dialogue.working:
                     self._end(dialogue, Refusal("budget", "max_seconds reached"))
                 return
             step = self._close_round(dialogue)
@@ -303,12 +314,17 @@ class _Hall:
         if not dialogue.missing:
             self._go_on(dialogue, self._close_round(dialogue))
 
+    def _compute(self, dialogue: _Dialogue, work: Work) -> Any:
+        """Compute, in a thread, unless the dialogue has ended meanwhile."""
+        return work.call() if dialogue.number in self._open else None
+
     def _take_work(self, done: Done) -> None:
         """Take what was computed; where nothing else is waited for, go on with it."""
         dialogue, at = done.tag
         if dialogue.number not in self._open:  # its time was up
             return
         dialogue.missing -= 1
+        dialogue.working -= 1
         dialogue.error = dialogue.error or done.error
         dialogue.answers[at] = (done.value,)
         if not dialogue.missing:
@@ -330,11 +346,11 @@ class _Hall:
                     completions=answered,
                 )
             )
+        error, dialogue.error = dialogue.error, None
         if dialogue.failure:
             refusal = Refusal("generate", "request failed", dialogue.failure)
             return lambda: dialogue.steps.throw(refusal)
-        if dialogue.error is not None:
-            error, dialogue.error = dialogue.error, None
+        if error is not None:
             return lambda: dialogue.steps.throw(error)
         answers = dialogue.answers
         return lambda: dialogue.steps.send(answers)
@@ -349,7 +365,8 @@ class _Hall:
             line.num_flying = 0
         self._asked.clear()
         for dialogue in list(self._open.values()):
-            self._end(dialogue, Refusal("budget", "max_seconds reached"))
+            if dialogue.missing > dialogue.working:  # else all is answered, and only to be judged
+                self._end(dialogue, Refusal("budget", "max_seconds reached"))
 
     def _end(self, dialogue: _Dialogue, why: Refusal | None) -> None:
         prompt = dialogue.prompt

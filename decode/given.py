@@ -91,8 +91,8 @@ def _read(loaded: Loaded, rows: Sequence[_Row]) -> list[GivenLogprobs]:
     labels_N = ids_BT[at_B, at_T + 1]
     with torch.inference_mode(), loaded.use_adapter(rows[0].given.adapter):
         model = loaded.bare_model
-        head = find_head(model)
-        if isinstance(head, str):  # one that is not linear, or has an adapter: the whole model says it
+        head = find_head(model) if loaded.reads_states else "not alone"
+        if isinstance(head, str):  # not linear, or has an adapter, or is not all that follows: the whole model says it
             logits_NV = loaded.model(input_ids=ids_BT, attention_mask=mask_BT).logits[at_B, at_T].float()
             logps_N = logits_NV.log_softmax(-1).gather(1, labels_N[:, None])[:, 0]
             best_N = logits_NV.argmax(-1) == labels_N

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Head", "TokenScores", "find_head", "score_labels"]
+__all__ = ["Head", "TokenScores", "find_head", "reads_states", "score_labels"]
 
 TILE = 2**23
 """Logits that exist at a time: 32 MiB in float32."""
@@ -72,6 +72,30 @@ def find_head(model: Any) -> Head | str:
         return "logits scaled in a way of its own"
     scale = scales[0] if scales else 1 / divisor if divisor is not None else 1.0
     return Head(layer.weight, layer.bias, float(scale), getattr(config, "final_logit_softcapping", None))
+
+
+def reads_states(model: Any) -> bool:
+    """Say whether a model's logits are its head's of the backbone's states: some have a layer, or a cap, between the two.
+
+    Three tokens go through the model.
+    """
+    head = find_head(model)
+    if isinstance(head, str):
+        return False
+    weight = _gather(head.weight_VD)
+    ids = torch.arange(3, device=weight.device)[None] % len(weight)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            expected_TV = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
+            states_TD = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+            found_T = score_labels(states_TD, expected_TV.argmax(-1), head, extras=False).log_probs
+    except (AttributeError, TypeError):  # no such backbone, or one that is called otherwise
+        return False
+    finally:
+        model.train(training)
+    return torch.allclose(found_T, expected_TV.amax(-1), rtol=1e-2, atol=2e-2)
 
 
 def _find_type(layer: Any) -> type:

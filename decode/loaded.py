@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,13 @@ class Loaded:
         from peft import PeftModel
 
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @cached_property
+    def reads_states(self) -> bool:
+        """Whether the head alone says what the model says of its backbone's states."""
+        from decode.head import reads_states
+
+        return reads_states(self.bare_model)
 
     def close(self) -> None:
         """Free all. Calling it twice is harmless."""

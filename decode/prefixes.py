@@ -198,6 +198,7 @@ def _make_forward(backbone: Any, least_saved: float) -> Callable[..., Any]:
         trie = Trie.build(input_ids, attention_mask)
         if len(trie.source) > (1 - least_saved) * input_ids.numel():
             return plain(input_ids=input_ids, attention_mask=attention_mask, **rest)
+        rest = {key: value for key, value in rest.items() if key not in busy}  # given, as None
         result = plain(
             input_ids=input_ids.reshape(-1)[trie.source][None],
             # transformers hands a mask of four dimensions through as it is; ours is in the trie.

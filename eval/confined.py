@@ -55,7 +55,9 @@ def find_gaps() -> tuple[str, ...]:
 def _unshare() -> list[str]:
     """Return the command that gives a process namespaces of its own, where an unprivileged user may have them."""
     tool = shutil.which("unshare")
-    command = [str(tool), "--map-root-user", "--net", "--ipc", "--pid", "--fork", "--kill-child"]
+    outlived = shutil.which("setpriv")  # what runs ends with the thread that waits for it, however that ends
+    die = [outlived, "--pdeathsig", "KILL"] if outlived else []
+    command = [*die, str(tool), "--map-root-user", "--net", "--ipc", "--pid", "--fork", "--kill-child"]
     if tool is None or subprocess.run([*command, "true"], capture_output=True, check=False).returncode != 0:  # noqa: S603  (ours)
         return []
     return command
@@ -72,6 +74,8 @@ import ctypes, os, resource, runpy, struct, sys
 seconds, size = int(sys.argv[1]), int(sys.argv[2])
 call = ctypes.CDLL(None, use_errno=True).syscall if sys.platform.startswith("linux") else None
 version = call(444, None, 0, 1) if call else 0
+if call:
+    ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG: not to outlive the thread that waits
 if version > 0:
     # Landlock: all rights that change files, those of a later version where the kernel has it, for the folder alone.
     writes = 0b1111111110010 | (1 << 13) * (version >= 2) | (1 << 14) * (version >= 3)

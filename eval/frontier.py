@@ -48,9 +48,9 @@ class Frontier(Job):
     """A name, a folder, a GGUF file or a hub id."""
     engine: Engine = Vllm()
     """What draws the samples."""
-    reader: Engine = Hf(batch_size=32)
-    """What reads the base model's probability of them: transformers computes a prompt once for all that answers it, which
-    vLLM's log-probabilities of given texts do not."""
+    reader: Engine | None = None
+    """What reads the base model's probability of them; None is `engine`, or transformers where that runs the model on this
+    machine: it computes a prompt once for all that answers it, which vLLM's log-probabilities of given texts do not."""
     n: int = Field(default=4, ge=1)
     """Samples a prompt."""
     max_new_tokens: int = Field(default=64, ge=1)
@@ -72,10 +72,14 @@ class Frontier(Job):
     def check(self) -> None:
         """Compare what is needed with what the engine gives."""
         require(self.engine, {"chat", "adapters", "n"}, where="engine")
-        require(self.reader, {"chat", "given_logprobs"}, where="reader")
+        require(self._reader, {"chat", "given_logprobs"}, where="reader" if self.reader else "engine")
         names = [name_part(folder) for folder in self.adapters]
         if len(set(names)) < len(names):
             raise InputError("adapters", given=", ".join(names), allowed="a name each", do="Rename a folder.")
+
+    @property
+    def _reader(self) -> Engine:
+        return self.reader or (Hf(batch_size=32) if isinstance(self.engine, Vllm | Hf) else self.engine)
 
     def work(self, run: Run) -> None:
         """Sample from each, score the samples by the base as well, summarise."""
@@ -97,7 +101,7 @@ class Frontier(Job):
         ]
         missing = [item for item in given if not run.store.has("base", item.id)]
         if missing:
-            with self.reader.open(self.model) as session:
+            with self._reader.open(self.model) as session:
                 _score(run, missing, session)
         values = {name: self._judge(run, name, prompts, found) for name, found in answers.items()}
         methods = self._summarise(values)

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 __all__ = ["Compared", "compare_expressions", "has_library"]
 
 MEMORY_BYTES = 2 << 30
+LOCK = threading.Lock()
 
 
 class Compared(NamedTuple):
@@ -39,15 +41,16 @@ def compare_expressions(wanted: str, said: str, *, time_s: float) -> Compared:
 
     `time_s` is of the processor, so that a busy machine judges as an idle one does; what takes more is given up.
     """
-    process = _start(os.getpid())  # a fork must not read what its parent asked
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write(json.dumps([wanted, said, time_s]) + "\n")
-    process.stdin.flush()
-    line = process.stdout.readline()
-    if not line:
-        _stop(process)
-        _start.cache_clear()
-        return Compared(equal=False, final="", given_up=True)
+    with LOCK:  # one question at a time, whoever asks
+        process = _start(os.getpid())  # a fork must not read what its parent asked
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps([wanted, said, time_s]) + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            _stop(process)
+            _start.cache_clear()
+            return Compared(equal=False, final="", given_up=True)
     equal, final = json.loads(line)
     return Compared(equal, final)
 

@@ -48,7 +48,7 @@ class LocalScorer(Scorer):
 
     @abstractmethod
     def score(self, prompt: Prompt, completion: Completion) -> Score:
-        """Judge one answer. A scorer that cannot tell (the reference is missing) raises InputError."""
+        """Judge one answer. A scorer that cannot tell (the reference is missing) raises InputError at `prompt ID: ...`."""
 
     def score_all(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Score]:
         """Judge a prompt's answers, in their order; raises what `score` does."""
@@ -64,6 +64,8 @@ class LocalScorer(Scorer):
             else:
                 scores = judge()
         except InputError as error:
+            if not error.where.startswith("prompt "):
+                raise  # of the scorer itself: no other row would fare better
             raise Refusal("score", "cannot be judged", str(error)) from error
         yield scores
         return scores

@@ -188,13 +188,18 @@ class Synthesize(Job):
         made = yield from self.recipe.make(prompt, self._scorer)
         kept: list[Record] = []
         for record in made:
-            found = (yield from self._sift(judges, prompt, record)) if isinstance(record, Pair) else None
+            found = yield from self._sift(judges, prompt, record)
             kept.append(found or record)
         return kept
 
-    def _sift(self, judges: Sequence[Judge], prompt: Prompt, pair: Pair) -> Steps[Dropped | None]:
+    def _sift(self, judges: Sequence[Judge], prompt: Prompt, record: Record) -> Steps[Dropped | None]:
         for item, judge in zip(self._filters, judges, strict=True):
-            found = (yield from item.judge_pair(prompt, pair)) if isinstance(item, AskingFilter) else judge(pair)
+            if not isinstance(record, item.takes):
+                continue
+            if isinstance(item, AskingFilter) and isinstance(record, Pair):
+                found = yield from item.judge_pair(prompt, record)
+            else:
+                found = judge(record)
             if isinstance(found, Dropped):
                 return found
         return None
@@ -214,8 +219,8 @@ class Synthesize(Job):
         return super().describe() | {"filters": dump(self._filters)}
 
 
-def _keep(pair: Pair) -> None:
-    """Keep a pair: it is judged elsewhere."""
+def _keep(record: Record) -> None:
+    """Keep a record: it is judged elsewhere."""
 
 
 def _list(kinds: Iterable[type[Record]]) -> str:

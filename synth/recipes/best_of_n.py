@@ -129,6 +129,7 @@ class BestOfN(Recipe):
             for short in left
             for long in left
             if short.score == long.score
+            and short.completion.text != long.completion.text  # one text may be other tokens twice
             and short.completion.num_tokens < long.completion.num_tokens
             and short.completion.finish_reason != "length"
             and _length_gap(short, long) <= self.max_length_gap

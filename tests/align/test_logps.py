@@ -226,6 +226,18 @@ def test_the_plain_form_is_chosen_where_too_little_is_saved(side: str) -> None:
     assert seen[1] < ids.numel()
 
 
+def test_a_whole_model_without_a_cache_says_the_same() -> None:
+    """Its own forward hands the backbone what was not given as None."""
+    model = make_model("llama").get_base_model()
+    rows = make_rows("two pairs")
+    expected = [model(input_ids=torch.tensor([row]), use_cache=False).logits[0] for row in rows]
+    share_prefixes(model, least_saved=0)
+    ids, mask = pad(rows, "right")
+    found = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    for row, logits, wanted in zip(rows, found, expected, strict=True):
+        torch.testing.assert_close(logits[: len(row)], wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_calls_of_another_form_go_through_as_before() -> None:
     model = make_model("llama").get_base_model()
     ids = torch.tensor(make_rows("one row"))

@@ -82,6 +82,23 @@ def test_a_finished_pipeline_takes_one_more_job_and_does_no_other_again(
     assert main(["run", str(path), "--to", "run", "--quiet", "--brief"]) == 0
 
 
+def test_other_weights_in_their_place_are_seen_by_a_finished_pipeline(
+    tmp_path: Path, two: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    path = two()
+    values = json.loads(path.read_text())
+    values["jobs"]["first"] += f" adapter={adapter}"
+    path.write_text(json.dumps(values))
+    assert main(["run", str(path), "--to", "run", "--quiet", "--brief"]) == 0
+    (adapter / "adapter_config.json").write_text('{"r": 8}')
+    capfd.readouterr()
+    assert main(["run", str(path), "--to", "run", "--quiet", "--brief"]) != 0
+    assert "differs in: weights" in capfd.readouterr().err
+
+
 def test_what_is_given_for_all_reaches_all_that_have_it(tmp_path: Path, two: Callable[..., Path]) -> None:
     """A decode job's seed is its sampling's; what one job is given goes over what all are given."""
     words = ["run", str(two(model="shared")), "seed=7", "first.seed=8", "second.sampling.max_new_tokens=2"]

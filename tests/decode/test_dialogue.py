@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -395,3 +396,40 @@ def test_two_that_ask_the_same_at_a_time_get_one_answer(tmp_path: Path) -> None:
     first = hold(tmp_path, 5, steps, main=Counting())
     assert {text for item in first for text in texts(item)} == {"reply 0"}
     assert [texts(item) for item in hold(tmp_path, 5, steps, main=Counting())] == [texts(item) for item in first]
+
+
+def test_what_is_only_to_be_computed_when_the_time_is_up_is_computed(tmp_path: Path) -> None:
+    """All answers are there, kept or not: judging them asks nobody. What still waits for an answer is dropped."""
+
+    def steps(prompt: Prompt) -> Steps[Sequence[Record]]:
+        (answer,) = yield [Ask(prompt.messages, Sampling())]
+        ((found,),) = yield [Work(lambda: time.sleep(0.02) or answer[0].text, "test")]
+        return [Group.make("x", [Answer(text=found)])]
+
+    engine = Scripted(replies=("said",))
+    speakers = {"": Speaker(model="m", engine=engine)}
+    with open_run(tmp_path / "run") as run:
+        whole = list(converse(run, speakers, iter(prompts(5)), steps, seed=0))
+    with open_run(tmp_path / "run") as run:
+        late = list(converse(run, speakers, iter(prompts(7)), steps, seed=0, deadline=time.monotonic() - 1))
+    assert [texts(item) for item in late[:5]] == [texts(item) for item in whole]
+    assert [item.dropped and item.dropped.reason for item in late[5:]] == ["max_seconds reached"] * 2
+
+
+def test_threads_of_a_lane_work_side_by_side_where_no_model_is_busy(tmp_path: Path) -> None:
+    def steps(prompt: Prompt) -> Steps[Sequence[Record]]:
+        yield [Work(lambda: time.sleep(0.04), "test", threads=8)]
+        return []
+
+    started = time.monotonic()
+    assert len(hold(tmp_path, 40, steps, main=Scripted())) == 40
+    assert time.monotonic() - started < 1.2, "one after the other they would take 1.6 s"
+
+
+def test_a_computation_that_wants_to_end_the_program_ends_it(tmp_path: Path) -> None:
+    def steps(prompt: Prompt) -> Steps[Sequence[Record]]:
+        yield [Work(sys.exit, "test")]
+        return []
+
+    with pytest.raises(SystemExit):
+        hold(tmp_path, 1, steps, main=Scripted())

@@ -16,6 +16,7 @@ from counterfoil.jsonl import read_jsonl
 from counterfoil.records import Completion, Dropped, Exchange, Group, Pair, Prompt, Record, Score
 from decode.engines.scripted import Scripted
 from decode.speaker import Price, Role, Speaker
+from synth.recipe import Candidate
 from synth.recipes.best_of_n import BestOfN
 from synth.synthesize import Synthesize
 
@@ -328,3 +329,52 @@ def test_the_best_against_each_that_is_worse(tmp_path: Path) -> None:
         side[0]["content"] for pair in read(done.folder, "pairs.jsonl", Pair) for side in (pair.chosen, pair.rejected)
     ]
     assert sorted(used) == sorted(replies)
+
+
+def test_one_text_in_other_tokens_is_no_tie(tmp_path: Path) -> None:
+    """Some engines count one text differently twice; the double counts words, so that spaces at the end do it here."""
+    short = candidate_of("Item three", 2)
+    assert BestOfN(n=2, ties="shorter").contrast(ASKED, [short, candidate_of("Item three", 3, index=1)]) == []
+    (pair,) = BestOfN(n=2, ties="shorter").contrast(ASKED, [short, candidate_of("Item three four", 3, index=1)])
+    assert pair.chosen[0]["content"] == "Item three"
+
+
+ASKED = Prompt.make("ask")
+
+
+def candidate_of(text: str, num_tokens: int, *, index: int = 0) -> Candidate:
+    made = Completion.make(
+        prompt_id=ASKED.id, index=index, text=text, finish_reason="stop", num_prompt_tokens=1, num_tokens=num_tokens
+    )
+    return Candidate(made, 1.0)
+
+
+def test_a_scorer_that_is_broken_is_no_row_that_cannot_be_judged(tmp_path: Path) -> None:
+    values = make_values(tmp_path, ["one", "two"], [{"when": "", "replies": [GOOD, BAD]}])
+    values["scorer"] = {"name": "reward_model", "model": "./nowhere"}
+    with pytest.raises(InputError, match="nowhere"):
+        build(Synthesize, values, source="test").run(tmp_path / "run", quiet=True)
+
+
+def test_a_filter_of_triplets_that_remembers_nothing_is_applied(tmp_path: Path) -> None:
+    (tmp_path / "own_filters").mkdir()
+    (tmp_path / "own_filters" / "__init__.py").write_text("")
+    code = """
+        from counterfoil.records import Group
+        from synth.filter import LocalFilter, drop
+        class NoRiver(LocalFilter):
+            takes = (Group,)
+            def open(self):
+                return lambda group: drop(group, "no_river", "a river") if "river" in str(group.prompt) else None
+    """
+    (tmp_path / "own_filters" / "no_river.py").write_text(textwrap.dedent(code))
+    sys.path.insert(0, str(tmp_path))
+    try:
+        script = [{"when": "", "replies": ["It is so. The answer is 4."]}]
+        recipe = {"name": "rationales", "n": 2, "min_negatives": 0, "hot_n": 0}
+        values = make_values(tmp_path, ["a river", "a hill"], script, recipe=recipe, filters=["own_filters.no_river"])
+        done = build(Synthesize, values, source="test").run(tmp_path / "run", quiet=True)
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert done.manifest["counts"]["dropped"] == {"no_river: a river": 1}
+    assert done.manifest["counts"]["kept"] == 1
