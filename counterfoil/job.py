@@ -165,7 +165,7 @@ class Job(Config):
         """Return the paths that the job reads, by their places in the config; those that are None are left out."""
         return find_inputs(self)
 
-    def weights(self, *, download: bool) -> dict[str, str]:
+    def fingerprints(self, *, download: bool) -> dict[str, str]:
         """Return fingerprints of the models and adapters that it reads, by their places; see `find_weights`."""
         return find_weights(self, download=download)
 
@@ -188,7 +188,7 @@ class Job(Config):
         is_new = not (path / "manifest.json").is_file()
         if is_new:
             self.check()
-        identity["weights"] = self.weights(download=is_new or retry_failed)
+        identity["weights"] = self.fingerprints(download=is_new or retry_failed)
         done = _check_folder(path, identity, pinned=self.PINNED)
         if done is not None and not (retry_failed and FAILED in done["counts"]["dropped"]):
             return Finished(path, done, fresh=False)

@@ -76,11 +76,13 @@ class Pipeline(Job):
                     found[f"{name}[{key}]"] = path
         return found
 
-    def weights(self, *, download: bool) -> dict[str, str]:
+    def fingerprints(self, *, download: bool) -> dict[str, str]:
         """Return those of its jobs that are on this machine before any of them has run; each looks for the rest itself."""
         jobs = {name: self.load(name, Path())[0] for name in self.jobs}
         return {
-            f"{name}[{key}]": found for name, job in jobs.items() for key, found in job.weights(download=False).items()
+            f"{name}[{key}]": found
+            for name, job in jobs.items()
+            for key, found in job.fingerprints(download=False).items()
         }
 
     def check(self) -> None:
