@@ -19,7 +19,7 @@ from torch.nn.functional import logsigmoid
 HERE = str(Path(__file__).resolve().parent)
 sys.path[:] = [folder for folder in sys.path if folder != HERE]  # a file beside this one would hide the package `align`
 
-from align.objectives.copg import copg_loss  # noqa: E402
+from align.objectives.copg import copg_loss  # noqa: E402  (once the path is right)
 
 SCORES = torch.tensor([2.5, 2.0, 1.0])
 BETA = 0.5
@@ -57,7 +57,7 @@ def train(loss: Loss, *, epochs: int, seed: int = 0) -> list[float]:
     return found
 
 
-def copg(logps: Tensor, first: Tensor, second: Tensor, draws: torch.Generator) -> Tensor:  # noqa: ARG001
+def copg(logps: Tensor, first: Tensor, second: Tensor, draws: torch.Generator) -> Tensor:  # noqa: ARG001  (a Loss)
     """Contrastive policy gradient."""
     arms = torch.cat([first, second])
     group = torch.arange(len(first)).repeat(2)
@@ -83,7 +83,7 @@ def dpo(logps: Tensor, first: Tensor, second: Tensor, draws: torch.Generator) ->
 def policy_gradient(baseline: Callable[[Tensor], Tensor]) -> Loss:
     """Make the gradient of off-policy samples as if they were the policy's own."""
 
-    def loss(logps: Tensor, first: Tensor, second: Tensor, draws: torch.Generator) -> Tensor:  # noqa: ARG001
+    def loss(logps: Tensor, first: Tensor, second: Tensor, draws: torch.Generator) -> Tensor:  # noqa: ARG001  (a Loss)
         arms = torch.cat([first, second])
         regular = (SCORES - BETA * (logps - UNIFORM)).detach()
         return -((regular[arms] - baseline(logps.detach())) * logps[arms]).mean()

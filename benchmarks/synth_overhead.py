@@ -58,7 +58,7 @@ def serve_bare(pipe: Connection) -> None:
         prompts = [Prompt.model_validate_json(line) for line in path.read_text().splitlines()]
         chats = [list(item.messages) for item in prompts]
         seeds = [sampling.model_copy(update={"seed": draw_seed(0, item.id)}) for item in prompts]
-        outputs = llm.chat(chats, [make_sampling_params(item) for item in seeds], use_tqdm=False)  # type: ignore[arg-type]
+        outputs = llm.chat(chats, [make_sampling_params(item) for item in seeds], use_tqdm=False)  # type: ignore[arg-type]  (its own message type)
         llm.reset_prefix_cache()
         return sum(len(part.token_ids) for output in outputs for part in output.outputs)
 

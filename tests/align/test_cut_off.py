@@ -40,7 +40,7 @@ def write_pairs(path: Path) -> Path:
 
 
 def train(objective: Objective, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> list[Any]:
-    """Train; return the data set of each trainer, as it was trained on."""
+    """Train, on pairs unless other `data` is given; return the data set of each trainer, as it was trained on."""
     found: list[Any] = []
     real = trainers.make_trainer
 
@@ -50,8 +50,8 @@ def train(objective: Objective, folder: Path, model: Path, monkeypatch: pytest.M
         return trainer
 
     monkeypatch.setattr(trainers, "make_trainer", spy)
-    data = write_pairs(folder / "pairs.jsonl")
-    job = Train(data=data, model=str(model), objective=objective, batch_size=3, epochs=1, lora=Lora(rank=2), **more)
+    data = {"data": write_pairs(folder / "pairs.jsonl")} | more
+    job = Train(model=str(model), objective=objective, batch_size=3, epochs=1, lora=Lora(rank=2), **data)
     job.run(folder / "run", quiet=True)
     return found
 
@@ -100,16 +100,7 @@ def test_pairs_and_groups_of_the_same_answers_are_the_same(
                 for side in ("chosen", "rejected")
             ]
             stream.write(json.dumps({"prompt": pair["prompt"], "answers": answers}) + "\n")
-    other: list[Any] = []
-    real = trainers.make_trainer
-
-    def spy(*given: Any, **rest: Any) -> Any:
-        trainer = real(*given, **rest)
-        other.append(trainer.train_dataset)
-        return trainer
-
-    monkeypatch.setattr(trainers, "make_trainer", spy)
-    job = Train(data=groups, model=str(tiny_model), objective=Dpo(), batch_size=3, epochs=1, lora=Lora(rank=2))
-    job.run(tmp_path / "groups", quiet=True)
+    (tmp_path / "other").mkdir()
+    (other,) = train(Dpo(), tmp_path / "other", tiny_model, monkeypatch, data=groups)
     for side in ("chosen_ids", "rejected_ids", "prompt_ids"):
-        assert other[-1][side] == rows[side]
+        assert other[side] == rows[side]

@@ -1,7 +1,6 @@
 """Synthesize: what comes in goes out as a pair or as a named drop."""
 
 import json
-import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -259,9 +258,16 @@ def test_a_row_that_cannot_be_judged_is_dropped_and_a_scorer_that_can_judge_none
         build(Synthesize, values, source="test").run(tmp_path / "none", quiet=True)
 
 
-def test_an_answer_whose_score_is_no_number_is_no_side(tmp_path: Path) -> None:
-    (tmp_path / "odd_scorers").mkdir()
-    (tmp_path / "odd_scorers" / "__init__.py").write_text("")
+def write_module(folder: Path, name: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write a user's own package of one module, where it is found."""
+    package, module = name.split(".")
+    (folder / package).mkdir()
+    (folder / package / "__init__.py").write_text("")
+    (folder / package / f"{module}.py").write_text(textwrap.dedent(code))
+    monkeypatch.syspath_prepend(folder)
+
+
+def test_an_answer_whose_score_is_no_number_is_no_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = """
         from counterfoil.records import Score
         from eval.scorer import LocalScorer
@@ -270,15 +276,11 @@ def test_an_answer_whose_score_is_no_number_is_no_side(tmp_path: Path) -> None:
                 value = float(completion.text) if completion.text != "none" else float("nan")
                 return Score(completion_id=completion.id, scorer="odd", value=value)
     """
-    (tmp_path / "odd_scorers" / "odd.py").write_text(textwrap.dedent(code))
-    sys.path.insert(0, str(tmp_path))
-    try:
-        script = [{"when": "three", "replies": ["none", "2", "1"]}, {"when": "one", "replies": ["none", "none", "1"]}]
-        recipe = {"name": "best_of_n", "n": 3}
-        values = make_values(tmp_path, ["three", "one"], script, recipe=recipe, scorer="odd_scorers.odd", filters=[])
-        done = build(Synthesize, values, source="test").run(tmp_path / "run", quiet=True)
-    finally:
-        sys.path.remove(str(tmp_path))
+    write_module(tmp_path, "odd_scorers.odd", code, monkeypatch)
+    script = [{"when": "three", "replies": ["none", "2", "1"]}, {"when": "one", "replies": ["none", "none", "1"]}]
+    recipe = {"name": "best_of_n", "n": 3}
+    values = make_values(tmp_path, ["three", "one"], script, recipe=recipe, scorer="odd_scorers.odd", filters=[])
+    done = build(Synthesize, values, source="test").run(tmp_path / "run", quiet=True)
     (pair,) = read(done.folder, "pairs.jsonl", Pair)
     assert (pair.chosen[0]["content"], pair.rejected[0]["content"]) == ("2", "1")
     assert done.manifest["counts"]["dropped"] == {"contrast: fewer than two answers with a score": 1}
@@ -356,9 +358,7 @@ def test_a_scorer_that_is_broken_is_no_row_that_cannot_be_judged(tmp_path: Path)
         build(Synthesize, values, source="test").run(tmp_path / "run", quiet=True)
 
 
-def test_a_filter_of_triplets_that_remembers_nothing_is_applied(tmp_path: Path) -> None:
-    (tmp_path / "own_filters").mkdir()
-    (tmp_path / "own_filters" / "__init__.py").write_text("")
+def test_a_filter_of_groups_that_remembers_nothing_is_applied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = """
         from counterfoil.records import Group
         from synth.filter import LocalFilter, drop
@@ -367,14 +367,10 @@ def test_a_filter_of_triplets_that_remembers_nothing_is_applied(tmp_path: Path) 
             def open(self):
                 return lambda group: drop(group, "no_river", "a river") if "river" in str(group.prompt) else None
     """
-    (tmp_path / "own_filters" / "no_river.py").write_text(textwrap.dedent(code))
-    sys.path.insert(0, str(tmp_path))
-    try:
-        script = [{"when": "", "replies": ["It is so. The answer is 4."]}]
-        recipe = {"name": "rationales", "n": 2, "min_negatives": 0, "hot_n": 0}
-        values = make_values(tmp_path, ["a river", "a hill"], script, recipe=recipe, filters=["own_filters.no_river"])
-        done = build(Synthesize, values, source="test").run(tmp_path / "run", quiet=True)
-    finally:
-        sys.path.remove(str(tmp_path))
+    write_module(tmp_path, "own_filters.no_river", code, monkeypatch)
+    script = [{"when": "", "replies": ["It is so. The answer is 4."]}]
+    recipe = {"name": "rationales", "n": 2, "min_negatives": 0, "hot_n": 0}
+    values = make_values(tmp_path, ["a river", "a hill"], script, recipe=recipe, filters=["own_filters.no_river"])
+    done = build(Synthesize, values, source="test").run(tmp_path / "run", quiet=True)
     assert done.manifest["counts"]["dropped"] == {"no_river: a river": 1}
     assert done.manifest["counts"]["kept"] == 1
