@@ -36,8 +36,6 @@ from counterfoil.store import Store
 
 __all__ = ["Job", "Run", "read_manifest", "runs_folder"]
 
-FAILED = "generate: request failed"
-"""What a manifest counts requests under that no engine answered."""
 KeptT = TypeVar("KeptT")
 
 
@@ -190,7 +188,7 @@ class Job(Config):
             self.check()
         identity["weights"] = self.fingerprints(download=is_new or retry_failed)
         done = _check_folder(path, identity, pinned=self.PINNED)
-        if done is not None and not (retry_failed and FAILED in done["counts"]["dropped"]):
+        if done is not None and not (retry_failed and _has_failed(done["counts"])):
             return Finished(path, done, fresh=False)
         if not is_new:
             self.check()
@@ -323,6 +321,11 @@ def _check_folder(path: Path, identity: dict[str, Any], *, pinned: bool) -> dict
             do="Give another --to, or delete the folder to start anew.",
         )
     return read_manifest(path)
+
+
+def _has_failed(counts: dict[str, Any]) -> bool:
+    """Say whether an engine left a request unanswered: of a prompt that was dropped for it, or that did with what else it had."""
+    return bool(counts.get("failed")) or "generate: request failed" in counts["dropped"]
 
 
 def _make_folder(path: Path) -> None:

@@ -54,6 +54,8 @@ class Outcome(NamedTuple):
     """Why it was refused, where it was."""
     is_fresh: bool
     """Whether anything was asked; else all answers were kept from before."""
+    is_failed: bool
+    """Whether a request of it failed, whatever it made without that answer."""
 
 
 @dataclass(slots=True)
@@ -74,6 +76,7 @@ class _Dialogue:
     num_asks: int = 0
     num_completions: int = 0
     is_fresh: bool = False
+    is_failed: bool = False
     exchanges: list[Exchange] = field(default_factory=list[Exchange])
     records: list[Record] = field(default_factory=list[Record])
 
@@ -298,6 +301,7 @@ class _Hall:
         dialogue.missing -= 1
         if reply.failure is not None:
             dialogue.failure = self._failure = reply.failure
+            dialogue.is_failed = True
             self._num_failed += 1
             if self._num_failed >= ALL_FAIL and not self._num_answered:
                 raise self._give_up()
@@ -373,7 +377,9 @@ class _Hall:
         dropped = why and Dropped(id=prompt.id, stage=why.stage, reason=why.reason, detail=why.detail[:2000])
         self._num_fresh += dialogue.is_fresh
         del self._open[dialogue.number]
-        self._ended[dialogue.number] = Outcome(prompt, dialogue.records, dialogue.exchanges, dropped, dialogue.is_fresh)
+        self._ended[dialogue.number] = Outcome(
+            prompt, dialogue.records, dialogue.exchanges, dropped, dialogue.is_fresh, dialogue.is_failed
+        )
 
     def _give_up(self) -> RunError:
         given = f"no request was answered; the last failed with: {self._failure}"

@@ -63,6 +63,8 @@ class Output:
             run.tokens["prompt"] += sent
             run.tokens["generated"] += generated
             self._budget.num_tokens += sent + generated
+        if outcome.is_failed:
+            run.counts["failed"] = run.counts.get("failed", 0) + 1
         is_kept, why = False, outcome.dropped
         # A filter may ask what the scorer has asked: one verdict, kept once.
         verdicts = {record.id: record for record in outcome.records if isinstance(record, Comparison)}
@@ -78,8 +80,6 @@ class Output:
             run.counts["kept"] += 1
             return
         why = why or Dropped(id="", stage="recipe", reason="nothing was made")
-        if why.stage == "generate":
-            run.counts["failed"] = run.counts.get("failed", 0) + 1
         run.drop(why.model_copy(update={"id": outcome.prompt.id}))
 
     def _refuse(self, record: Record) -> Dropped | None:

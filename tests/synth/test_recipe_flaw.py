@@ -47,6 +47,8 @@ def synthesize(
     *,
     answers: Sequence[str] = (GOOD,),
     judged_by: Scripted | None = None,
+    fail_when: str = "",
+    retry_failed: bool = False,
     **recipe: Any,
 ) -> Finished:
     """Plant flaws into these answers, by a script; what comes in goes out as a pair or as a named drop."""
@@ -58,12 +60,12 @@ def synthesize(
             "path": write_lines(folder / "prompts.jsonl", rows),
             "scoring": {"name": "exact_answer"},
         },
-        "engine": {"name": "scripted", "script": write_lines(folder / "script.jsonl", script)},
+        "engine": {"name": "scripted", "script": write_lines(folder / "script.jsonl", script), "fail_when": fail_when},
         "roles": {"judge": Role(model="m", engine=judged_by)} if judged_by else {},
         "recipe": {"name": "flaw"} | recipe,
         "filters": [],
     }
-    done = build(Synthesize, values, source="test").run(folder / "run", quiet=True)
+    done = build(Synthesize, values, source="test").run(folder / "run", quiet=True, retry_failed=retry_failed)
     counts = done.manifest["counts"]
     assert counts["prompts"] == len(set(answers)) == counts["kept"] + sum(counts.get("dropped", {}).values())
     return done
@@ -224,6 +226,18 @@ def test_a_kind_without_a_place_is_dropped_and_the_others_go_on(tmp_path: Path) 
     assert done.manifest["counts"]["dropped"] == {"flaw: number: no place for it": 1}
     refused = [item.reason for item in read(done.folder, "refused.jsonl", Dropped)]
     assert refused == ["entity: no place for it", "number: no place for it", "entity: no place for it"]
+
+
+def test_a_request_that_failed_beside_what_was_kept_is_counted_and_asked_again_on_demand(tmp_path: Path) -> None:
+    def run(*, retry_failed: bool) -> Finished:
+        fails = {"fail_when": "which is larger", "retry_failed": retry_failed}
+        return synthesize(tmp_path, FINDS, kinds=["number", "relation"], **fails)
+
+    done = run(retry_failed=False)
+    counts = done.manifest["counts"]
+    assert (counts["kept"], counts["failed"], counts["dropped"]) == (1, 1, {})
+    assert not run(retry_failed=False).fresh
+    assert run(retry_failed=True).fresh
 
 
 def rewrite(sentence: int, text: str) -> str:
