@@ -324,7 +324,7 @@ def _check_folder(path: Path, identity: dict[str, Any], *, pinned: bool) -> dict
 
 
 def _has_failed(counts: dict[str, Any]) -> bool:
-    """Say whether an engine left a request unanswered: of a prompt dropped for it, or of one that did with what else it had."""
+    """Say whether an engine left a request unanswered: of a prompt dropped for it, or of one that did without that answer."""
     return bool(counts.get("failed")) or "generate: request failed" in counts["dropped"]
 
 
