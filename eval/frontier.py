@@ -6,7 +6,8 @@ tokens, in nats. A method is better than another where it scores higher at the s
 2210.10760, figure 1).
 """
 
-from collections import defaultdict
+import json
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ from pydantic import Field
 
 from counterfoil.errors import InputError
 from counterfoil.inputs import ModelName
-from counterfoil.job import Job, Run
+from counterfoil.job import Job, Run, read_manifest
 from counterfoil.jsonl import write_json
 from counterfoil.records import Completion, Dropped, Prompt
 from decode.engine import Engine, Given, Request, Sampling, Session, require
@@ -31,7 +32,8 @@ from eval.tasks.constraints import Constraints
 __all__ = ["Frontier"]
 
 Values = dict[str, dict[str, float]]
-"""Of each prompt, by its id: score, kl and tokens."""
+"""Of each prompt, by its id, what is measured."""
+MEASURED = ("score", "kl", "tokens")
 
 
 class Frontier(Job):
@@ -39,9 +41,11 @@ class Frontier(Job):
 
     VERB: ClassVar[str] = "eval"
 
-    adapters: tuple[Path, ...] = Field(min_length=1)
+    adapters: tuple[Path, ...] = ()
     """Folders of adapters, or of runs with an `adapter` in them. Names that differ in a number at the end (`copg_10_0`,
     `copg_10_1`) are seeds of one; of these, names that begin alike up to the first `_` are one curve."""
+    runs: tuple[Path, ...] = ()
+    """Instead of adapters: finished runs of this job, of the same methods with other seeds. Their samples stand."""
     task: Task = Constraints()
     """Where the prompts and the scorer come from."""
     model: ModelName = "smollm2"
@@ -63,14 +67,21 @@ class Frontier(Job):
     """Of the samples and the resampling."""
 
     def inputs(self) -> dict[str, Path]:
-        """Return the adapters' weights."""
+        """Return the adapters' weights, or the runs' samples."""
+        drawn = {f"runs[{at}]": folder / "samples.jsonl" for at, folder in enumerate(self.runs)}
         folders = {
             f"adapters[{at}] {name_part(folder)}": find_adapter(folder) for at, folder in enumerate(self.adapters)
         }
-        return super().inputs() | {key: path / "adapter_model.safetensors" for key, path in folders.items()}
+        return super().inputs() | drawn | {key: path / "adapter_model.safetensors" for key, path in folders.items()}
 
     def check(self) -> None:
-        """Compare what is needed with what the engine gives."""
+        """Compare what is needed with what the engine gives. Raises InputError for both or neither of adapters and runs."""
+        if bool(self.adapters) == bool(self.runs):
+            given = "both" if self.runs else "neither"
+            raise InputError(
+                "adapters, runs", given=given, allowed="one of them", do="Give adapters=RUN,RUN or runs=RUN,RUN."
+            )
+        _check_runs(self.runs)
         require(self.engine, {"chat", "adapters", "n"}, where="engine")
         require(self._reader, {"chat", "given_logprobs"}, where="reader" if self.reader else "engine")
         names = [name_part(folder) for folder in self.adapters]
@@ -82,8 +93,22 @@ class Frontier(Job):
         return self.reader or (Hf(batch_size=32) if isinstance(self.engine, Vllm | Hf) else self.engine)
 
     def work(self, run: Run) -> None:
-        """Sample from each, score the samples by the base as well, summarise."""
+        """Take the runs' samples, or draw them; summarise."""
         run.facts["seeds"] = {"seed": self.seed}
+        values = _read_values(self.runs) if self.runs else self._draw(run)
+        methods = self._summarise(values)
+        num_prompts = len({item for found in values.values() for item in found})
+        whole = {"num_prompts": num_prompts, "level": self.level, "baseline": self.baseline or "base"}
+        write_json(run.folder / "summary.json", whole | {"methods": methods, "seeds": _average_each(values)})
+        curves: dict[str, list[tuple[float, Interval]]] = defaultdict(list)
+        for name, row in methods.items():
+            curves[name.split("_")[0]].append((row["kl"]["mean"], Interval(**row["score"])))
+        plot_frontier("divergence from the base model (nats an answer)", "score", curves, run.folder / "frontier.svg")
+        run.figures |= {name: {"score": row["score"]["mean"], "kl": row["kl"]["mean"]} for name, row in methods.items()}
+        run.counts["kept"] = len(values)
+
+    def _draw(self, run: Run) -> dict[str, Values]:
+        """Sample from each, and score the samples by the base as well."""
         run.open_output("dropped.jsonl")
         run.open_output("samples.jsonl")
         prompts = list(run.sift(self.task.prompts("heldout")))
@@ -103,16 +128,7 @@ class Frontier(Job):
         if missing:
             with self._reader.open(self.model) as session:
                 _score(run, missing, session)
-        values = {name: self._judge(run, name, prompts, found) for name, found in answers.items()}
-        methods = self._summarise(values)
-        whole = {"num_prompts": len(prompts), "level": self.level, "baseline": self.baseline or "base"}
-        write_json(run.folder / "summary.json", whole | {"methods": methods, "seeds": _average_each(values)})
-        curves: dict[str, list[tuple[float, Interval]]] = defaultdict(list)
-        for name, row in methods.items():
-            curves[name.split("_")[0]].append((row["kl"]["mean"], Interval(**row["score"])))
-        plot_frontier("divergence from the base model (nats an answer)", "score", curves, run.folder / "frontier.svg")
-        run.figures |= {name: {"score": row["score"]["mean"], "kl": row["kl"]["mean"]} for name, row in methods.items()}
-        run.counts["kept"] = len(values)
+        return {name: self._judge(run, name, prompts, found) for name, found in answers.items()}
 
     def _sample(
         self, run: Run, name: str, adapter: str | None, prompts: Sequence[Prompt]
@@ -145,7 +161,7 @@ class Frontier(Job):
         scorer = self.task.scorer()
         found: Values = {}
         for prompt in prompts:
-            own: dict[str, list[float]] = defaultdict(list)
+            own: list[dict[str, float]] = []
             for item in answers.get(prompt.id, ()):
                 policy, base = sum(item.token_logprobs or ()), run.store.get("base", f"{name}/{item.id}")
                 if name != "base" and base is None:
@@ -155,10 +171,9 @@ class Frontier(Job):
                 row = {"score": scorer.score(prompt, item).value, "kl": distance, "tokens": float(item.num_tokens)}
                 facts = {"policy": name, "prompt_id": prompt.id, "text": item.text, "token_ids": item.token_ids}
                 run.write("samples.jsonl", facts | row)
-                for key, value in row.items():
-                    own[key].append(value)
+                own.append(row)
             if own:
-                found[prompt.id] = {key: sum(values) / len(values) for key, values in own.items()}
+                found[prompt.id] = _average(own)
         return found
 
     def _summarise(self, values: dict[str, Values]) -> dict[str, Any]:
@@ -180,8 +195,7 @@ class Frontier(Job):
         methods: dict[str, Any] = {}
         for method in seeds:
             row = {
-                key: mean_interval(column(method, key), level=self.level, seed=self.seed).round()
-                for key in ("score", "kl", "tokens")
+                key: mean_interval(column(method, key), level=self.level, seed=self.seed).round() for key in MEASURED
             }
             if method != (self.baseline or "base"):
                 pair = column(self.baseline or "base", "score"), column(method, "score")
@@ -190,10 +204,46 @@ class Frontier(Job):
         return methods
 
 
+def _check_runs(runs: Sequence[Path]) -> None:
+    """Raise InputError for a folder of no finished run, and for runs that differ in what was asked, or of whom."""
+    first: dict[str, Any] = {}
+    for folder in runs:
+        where, manifest = f"runs: {folder}", read_manifest(folder)
+        if manifest is None:
+            allowed, do = "a finished run of this job", "Check the path, or run that job again."
+            raise InputError(where, given="no manifest.json in it", allowed=allowed, do=do)
+        asked = {key: manifest["config"].get(key) for key in ("task", "model", "n", "max_new_tokens")}
+        first = first or asked
+        for key, value in asked.items():
+            if value != first[key]:
+                allowed = f"{first[key]!r}, as in {runs[0]}"
+                raise InputError(where, given=f"{key}: {value!r}", allowed=allowed, do="Take runs that ask the same.")
+
+
+def _read_values(runs: Sequence[Path]) -> dict[str, Values]:
+    """Return what runs found, each run's as another seed: `copg_a` of the first is `copg_a_0`, of the second `copg_a_1`."""
+    found: dict[str, Values] = {}
+    numbers: Counter[str] = Counter()
+    for folder in runs:
+        rows: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
+        for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            rows[row["policy"]][row["prompt_id"]].append({key: row[key] for key in MEASURED})
+        for policy, answered in rows.items():
+            method = name_method(Path(policy))
+            found[f"{method}_{numbers[method]}"] = {item: _average(own) for item, own in answered.items()}
+            numbers[method] += 1
+    return found
+
+
+def _average(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {key: sum(row[key] for row in rows) / len(rows) for key in MEASURED}
+
+
 def _average_each(values: dict[str, Values]) -> dict[str, dict[str, float]]:
     """Return the means of each seed by itself."""
     return {
-        name: {key: round(sum(row[key] for row in found.values()) / len(found), 5) for key in ("score", "kl", "tokens")}
+        name: {key: round(value, 5) for key, value in _average(list(found.values())).items()}
         for name, found in values.items()
         if found
     }

@@ -75,3 +75,38 @@ def test_methods_are_compared_with_one_of_them(tmp_path: Path, tiny_model: Path,
     assert methods["none"]["difference"]["mean"] == pytest.approx(gap, abs=1e-4)
     with pytest.raises(InputError, match="far_2"):
         measure(tmp_path / "bad", tiny_model, adapters, baseline="near")
+
+
+def test_runs_with_other_seeds_are_one_table(tmp_path: Path, tiny_model: Path, adapters: dict[str, Path]) -> None:
+    """Each prompt's mean over both runs: what a longer run would have come to, without drawing anything anew."""
+    found = [measure(tmp_path / f"run{seed}", tiny_model, adapters, seed=seed) for seed in (0, 1)]
+    alone = [json.loads(done.path("summary.json").read_text()) for done in found]
+    runs = tuple(done.folder for done in found)
+    summary = json.loads(Frontier(runs=runs).run(tmp_path / "both", quiet=True).path("summary.json").read_text())
+    assert [*summary["methods"]] == ["base", "none", "far_2"]
+    assert [*summary["seeds"]] == ["base_0", "none_0", "far_2_0", "far_2_1", "base_1", "none_1", "far_2_2", "far_2_3"]
+    assert summary["num_prompts"] == 5
+    for method, row in summary["methods"].items():
+        for key in ("score", "kl", "tokens"):
+            means = [own["methods"][method][key]["mean"] for own in alone]
+            assert row[key]["mean"] == pytest.approx(sum(means) / 2, abs=1e-4)
+    gap = summary["methods"]["far_2"]["score"]["mean"] - summary["methods"]["base"]["score"]["mean"]
+    assert summary["methods"]["far_2"]["difference"]["mean"] == pytest.approx(gap, abs=1e-4)
+
+
+def test_runs_that_do_not_go_together_are_refused(tmp_path: Path, tiny_model: Path, adapters: dict[str, Path]) -> None:
+    one = {"none_1": adapters["none_1"]}
+    runs = (measure(tmp_path / "a", tiny_model, one).folder, tmp_path / "b")
+    with pytest.raises(InputError, match="no such file"):
+        Frontier(runs=runs).run(tmp_path / "bad", quiet=True)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "samples.jsonl").touch()
+    with pytest.raises(InputError, match=r"no manifest\.json"):
+        Frontier(runs=runs).run(tmp_path / "bad", quiet=True)
+    (tmp_path / "b" / "samples.jsonl").unlink()
+    job = Frontier(adapters=(one["none_1"],), model=str(tiny_model), engine=Hf(), task=TASK, n=1, max_new_tokens=8)
+    with pytest.raises(InputError, match="n: 1"):
+        Frontier(runs=(runs[0], job.run(tmp_path / "b", quiet=True).folder)).run(tmp_path / "bad", quiet=True)
+    for both in ({}, {"runs": runs, "adapters": job.adapters}):
+        with pytest.raises(InputError, match="one of them"):
+            Frontier(**both).run(tmp_path / "bad", quiet=True)
