@@ -34,8 +34,10 @@ from counterfoil.provenance import describe_git, describe_versions
 from counterfoil.records import Dropped, Record, content_id
 from counterfoil.store import Store
 
-__all__ = ["Job", "Run", "read_manifest", "runs_folder"]
+__all__ = ["Job", "Run", "is_under_way", "read_manifest", "runs_folder"]
 
+LOOKED_AT_S = 0.2
+"""Who only asks whether a folder is worked in holds it for less than this."""
 KeptT = TypeVar("KeptT")
 
 
@@ -48,6 +50,16 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Return a finished run's manifest, or None."""
     path = folder / "manifest.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def is_under_way(folder: Path) -> bool:
+    """Say whether a process works in a run's folder."""
+    with contextlib.suppress(OSError), (folder / ".lock").open() as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 @dataclass
@@ -339,13 +351,14 @@ def _make_folder(path: Path) -> None:
 def _lock(path: Path) -> Generator[None]:
     """Hold the folder for this process; the system lets go of it however the process ends."""
     with (path / ".lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(
-                str(path),
-                given="another process works in it",
-                allowed="one process a run",
-                do="Wait for it, or stop it.",
-            ) from error
+        given_up = time.monotonic() + LOOKED_AT_S
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > given_up:
+                    given, do = "another process works in it", "Wait for it, or stop it."
+                    raise RunError(str(path), given=given, allowed="one process a run", do=do) from error
+                time.sleep(LOOKED_AT_S / 10)
         yield

@@ -5,11 +5,11 @@ import math
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Progress", "Stage", "show_seconds"]
+__all__ = ["Progress", "Stage", "read_progress", "show_seconds"]
 
 LINE_EVERY_S = 60.0
 FIRST_LINE_AFTER_S = 10.0
@@ -93,6 +93,18 @@ class Stage:
         took = show_seconds(time.monotonic() - self._started)
         self._progress.write(self._line({"finished": True}))
         self._progress.say(f"{self.name}: {self.done} done in {took}")
+
+
+def read_progress(folder: Path) -> dict[str, Any] | None:
+    """Return the last whole line of a run's progress.jsonl; None where there is none."""
+    try:
+        lines = (folder / "progress.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        with suppress(json.JSONDecodeError):
+            return json.loads(line)
+    return None
 
 
 class Progress:

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from counterfoil.config import dump, list_configs
 from counterfoil.errors import ConfigError, InputError
-from counterfoil.job import read_manifest, runs_folder
-from counterfoil.progress import show_seconds
+from counterfoil.job import is_under_way, read_manifest, runs_folder
+from counterfoil.progress import read_progress, show_seconds
 from counterfoil.verbs import VERBS, load_config
 
 __all__ = ["list_runs", "print_run", "show"]
@@ -40,6 +40,9 @@ def show(what: str, overrides: Sequence[str], *, export: str | None, to: str | N
                 print(push_folder(written, push))  # noqa: T201  (and where that is now)
         else:
             print_run(folder, manifest)
+        return 0
+    if (folder / "job.json").is_file() and not (export or push):
+        _print_unfinished(folder)
         return 0
     if folder.is_dir():
         allowed = "a finished run (it has a manifest.json)"
@@ -112,6 +115,28 @@ def print_run(folder: Path, manifest: dict[str, Any]) -> None:
     console.print(table)
 
 
+def _print_unfinished(folder: Path) -> None:
+    """Print how far a run is that has no manifest yet, and how it goes on."""
+    table = Table(title=escape(f"{folder}: not finished"), title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    last = read_progress(folder)
+    if last is not None:
+        table.add_row("last seen", f"{show_seconds(time.time() - last['time'])} ago")
+        table.add_row("stage", escape(_say_how_far(last)))
+        for name, count in last.get("counts", {}).items():
+            table.add_row("so far", escape(f"{count}  {name}"))
+    going = "a process works in it" if is_under_way(folder) else "run the same command again: what is finished is kept"
+    table.add_row("to go on", going)
+    Console().print(table)
+
+
+def _say_how_far(line: dict[str, Any]) -> str:
+    whole = "" if line["total"] is None else f" of {line['total']}"
+    left = "" if line["left_s"] is None else f", {show_seconds(line['left_s'])} left"
+    return f"{line['stage']}: {line['done']}{whole}{left}"
+
+
 def _is_group(value: Any) -> TypeGuard[dict[str, Any]]:
     """Tell the figures of one job of a pipeline from a figure."""
     return isinstance(value, dict) and not _is_interval(value)
@@ -156,10 +181,10 @@ def _describe_run(stub: Path) -> list[str]:
     return [
         stub.parent.name,
         identity["job"].rsplit(".", 1)[-1].lower(),
-        "done" if manifest else "unfinished",
+        "done" if manifest else "under way" if is_under_way(stub.parent) else "unfinished",
         age,
         ", ".join(inputs) or str(identity["config"].get("model") or ""),
-        _headline(figures),
+        _headline(figures) if manifest else _say_how_far(line) if (line := read_progress(stub.parent)) else "",
     ]
 
 

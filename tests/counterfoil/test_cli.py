@@ -1,5 +1,6 @@
 """The command line: show, runs, doctor, and what a job prints."""
 
+import fcntl
 import json
 import os
 from collections.abc import Callable
@@ -77,6 +78,21 @@ def test_a_run_is_shown_and_listed(capsys: Show, synth_yaml: Callable[..., Path]
     assert cells["begun"][1] == "unfinished"
     assert cells["torn"][1] == "broken"
     assert "no_run" not in cells
+    (tmp_path / "runs/begun/progress.jsonl").write_text(
+        json.dumps({"time": 1e9, "stage": "generate", "done": 7, "total": 9, "left_s": 65.0, "counts": {"kept": 5}})
+        + "\n{"
+    )
+    assert main(["show", "runs/begun"]) == 0
+    shown = capsys.readouterr().out
+    for words in ("not finished", "generate: 7 of 9, 1m05s left", "5  kept", "run the same command again"):
+        assert words in shown
+    assert main(["show", "runs/begun", "--export", "parquet"]) == 2
+    with (tmp_path / "runs/begun/.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        assert main(["show", "runs/begun"]) == main(["runs"]) == 0
+    shown = capsys.readouterr().out
+    assert "a process works in it" in shown
+    assert "under way" in shown
     assert main(["runs", "nowhere"]) == 0
     assert capsys.readouterr().out == "no runs in nowhere\n"
 
