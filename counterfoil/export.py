@@ -116,6 +116,11 @@ def export_run(folder: Path, manifest: dict[str, Any], *, kind: str, to: Path) -
     if kind == "parquet":
         _write_table(folder, KINDS[found[0]], to)
         return to
+    if strange := [name for at, name in enumerate(KINDS) if name not in found[1:] and (to / name).is_dir()]:
+        given = f"a folder with another export's {', '.join(strange)}"
+        raise InputError(
+            str(to), given=given, allowed="a new folder, or one with this run's own export", do="Give another --to."
+        )
     tables = {name: _write_table(folder, KINDS[name], to / (name if at else "data")) for at, name in enumerate(found)}
     with open_atomic(to / "README.md") as stream:
         stream.write(write_card(manifest, tables, read_account(folder)))

@@ -54,19 +54,24 @@ def read_lines(path: Path, *, where: str) -> Iterator[dict[str, Any] | Dropped]:
 
 def _number_lines(path: Path, where: str) -> Iterator[tuple[int, dict[str, Any] | Dropped]]:
     check_file(path, where)
-    with path.open(encoding="utf-8", errors="replace") as stream:
+    with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
-            if not line.strip():
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8", "replace")
+            if not text.strip():
                 continue
             try:
-                value = json.loads(line)
+                line.decode("utf-8")
+                value = json.loads(text)
+            except UnicodeDecodeError as error:
+                yield number, _dropped(text, number, "not UTF-8", str(error))
+                continue
             except (ValueError, RecursionError) as error:  # not JSON, a number of 5000 digits, 100 000 brackets
-                yield number, _dropped(line, number, "broken JSON", str(error))
+                yield number, _dropped(text, number, "broken JSON", str(error))
                 continue
             if isinstance(value, dict):
                 yield number, value
             else:
-                yield number, _dropped(line, number, "not a mapping", type(value).__name__)
+                yield number, _dropped(text, number, "not a mapping", type(value).__name__)
 
 
 def read_jsonl(path: Path, cls: type[RecordT], *, where: str) -> Iterator[RecordT | Dropped]:

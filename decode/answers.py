@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from counterfoil.errors import RunError
 from counterfoil.models import cache_folder
@@ -53,7 +53,7 @@ class Answers:
 
     def has(self, key: str) -> bool:
         """Say whether there is an answer."""
-        return self._own.has("answer", key) or self._read_shared(key) is not None
+        return self.find(key, prompt_id="") is not None
 
     def find(self, key: str, *, prompt_id: str, start: int = 0) -> tuple[Completion, ...] | None:
         """Return what was answered, as answers to `prompt_id` numbered from `start`; None where nothing was."""
@@ -63,10 +63,13 @@ class Answers:
             if kept is None:
                 return None
             self._own.put("answer", key, kept)  # so that the run goes on by its own folder alone
-        return tuple(
-            Completion.make(prompt_id=prompt_id, index=start + at, **part)  # type: ignore[arg-type]
-            for at, part in enumerate(_PARTS.validate_json(kept))
-        )
+        try:
+            return tuple(
+                Completion.make(prompt_id=prompt_id, index=start + at, **part)  # type: ignore[arg-type]
+                for at, part in enumerate(_PARTS.validate_json(kept))
+            )
+        except ValidationError:  # of another version, or of another's hand: it is asked again
+            return None
 
     def _read_shared(self, key: str) -> str | None:
         with suppress(sqlite3.Error):
@@ -78,7 +81,9 @@ class Answers:
         parts = [item.model_dump(exclude={"id", "prompt_id", "index"}, exclude_none=True) for item in completions]
         text = _PARTS.dump_json(parts).decode()
         if not self._own.add("answer", key, text):
-            return False
+            if self.find(key, prompt_id="") is not None:
+                return False
+            self._own.put("answer", key, text)
         if self._shared is not None:
             with suppress(OSError, sqlite3.Error):  # a copy: a run does without
                 self._shared.add("answer", key, text)

@@ -22,7 +22,7 @@ from counterfoil.job import Run
 from counterfoil.records import Completion, Dropped, Exchange, Prompt, Record
 from decode.answers import Answers
 from decode.bench import Bench, Done
-from decode.engine import Given, GivenLogprobs, Request, Result
+from decode.engine import IMPOSSIBLE_NATS, Given, GivenLogprobs, Request, Result
 from decode.generate import draw_seed
 from decode.speaker import Speaker
 from decode.steps import Answered, Ask, Refusal, Step, Steps, Weigh, Work
@@ -33,8 +33,6 @@ OPEN_DIALOGUES = 1024
 """Dialogues begun and not ended: several times what any engine computes at a time."""
 ENDED_EARLY = 16_384
 """Outcomes that wait for a slower one before them, so that all come in order."""
-IMPOSSIBLE_NATS = -1e4
-"""Log-probability of a token that a method forbids: minus infinity is no JSON."""
 OPEN_WORKS = 64
 """Computations that wait or are under way, where no model has anything to do, before one is waited for."""
 WAIT_S = 0.05
@@ -181,6 +179,7 @@ class _Hall:
                 due += 1
             if not self._late and time.monotonic() >= self._deadline:
                 self._end_asking()
+                continue  # it may have ended all that were open
             busy = [line for line in self._lines if line.waiting or line.num_flying]
             if len(busy) < len(self._lines) or not self._lines:  # one more may have something for an idle model
                 begun = self._begin()

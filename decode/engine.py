@@ -6,6 +6,7 @@ order of completion; closing the iterator cancels what is in flight. One request
 carries the reason.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -125,6 +126,17 @@ class Result:
     completions: tuple[Completion, ...] = ()
     failure: str | None = None
 
+    def __post_init__(self) -> None:
+        """Make a failure of log-probabilities that are no numbers, and one that can be written of minus infinity."""
+        if all(math.isfinite(value) for item in self.completions for value in item.token_logprobs or ()):
+            return
+        try:
+            kept = tuple(item.model_copy(update={"token_logprobs": _bound(item)}) for item in self.completions)
+        except ValueError as error:
+            kept = ()
+            object.__setattr__(self, "failure", str(error))
+        object.__setattr__(self, "completions", kept)
+
 
 @dataclass(frozen=True, slots=True)
 class Given:
@@ -161,6 +173,27 @@ class GivenLogprobs:
     """Each token is the likeliest in its place; False as well where a server does not say."""
     num_prompt_tokens: int = 0
     """Tokens that the text goes on from, template included; of a text alone its first one."""
+
+    def __post_init__(self) -> None:
+        """Make a failure of values that are no log-probabilities; minus infinity, what a method forbids, is one."""
+        if any(map(_is_none, self.token_logprobs)):
+            object.__setattr__(self, "token_logprobs", ())
+            object.__setattr__(self, "failure", NO_NUMBER)
+
+
+NO_NUMBER = "the log-probability of a token is no number"
+IMPOSSIBLE_NATS = -1e4
+"""Log-probability of a token that a method forbids: minus infinity is no JSON."""
+
+
+def _is_none(value: float) -> bool:
+    return math.isnan(value) or value == math.inf
+
+
+def _bound(item: Completion) -> tuple[float, ...] | None:
+    if any(map(_is_none, item.token_logprobs or ())):
+        raise ValueError(NO_NUMBER)
+    return item.token_logprobs and tuple(max(value, IMPOSSIBLE_NATS) for value in item.token_logprobs)
 
 
 def fail(item: Request | Given, why: str) -> Result | GivenLogprobs:

@@ -1,5 +1,6 @@
 """Generate(Job): prompts in, completions out; and the one way in which every job asks an engine and keeps the answers."""
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -119,18 +120,24 @@ def refuse_none(num_prompts: int, dropped: Mapping[str, int], *, where: str) -> 
 
 
 def read_prompts(
-    path: InputPath, *, column: str, where: str, negative: Literal["unread", "may", "must"] = "unread"
+    path: InputPath,
+    *,
+    column: str,
+    where: str,
+    negative: Literal["unread", "may", "must"] = "unread",
+    answered: bool = False,
 ) -> Iterator[Prompt | Dropped]:
     """Read prompts from JSONL: Prompt records, or rows whose `column` is a text or a list of messages.
 
-    `negative` says whether the column of that name is read as well, and whether a row without it is dropped.
+    `negative` says whether the column of that name is read as well, and whether a row without it is dropped. A row whose last
+    message is the assistant's is dropped, since nothing is asked in it, but where it is to be `answered`.
     """
     for row in read_lines(path, where=where):
         if isinstance(row, Dropped):
             yield row
             continue
-        value = row.get("messages") if "messages" in row else row.get(column)
-        if value is None:
+        value = row.get("messages") or row.get(column)
+        if value is None and not {"messages", column} & row.keys():
             yield _drop_row(row, f"no column {column!r}", f"columns: {sorted(row)}")
         elif not value or not isinstance(value, str | list):
             yield _drop_row(row, "empty prompt")
@@ -143,10 +150,21 @@ def read_prompts(
                 more = {key: row.get(key) or None for key in ("reference", "tags")}
                 prompt = Prompt.make(value, **more, negative=None if negative == "unread" else row.get("negative"))
                 prompt.model_dump_json()  # half of a surrogate pair is JSON, but no text that could be written again
+                json.dumps(more, allow_nan=False)  # nor is NaN
             except (ValueError, TypeError) as error:
                 yield _drop_row(row, "not a prompt", str(error))
             else:
-                yield prompt
+                fault = None if answered else _find_fault(prompt.messages) or _find_fault(prompt.negative or ())
+                yield _drop_row(row, *fault) if fault else prompt
+
+
+def _find_fault(messages: Sequence[Message]) -> tuple[str, str] | None:
+    """Say why messages ask nothing: a template would show them, and a model go on from them, all the same."""
+    if messages and messages[-1]["role"] == "assistant":
+        return "answered already", "the last message is the assistant's"
+    if messages and not messages[-1]["content"].strip():
+        return "empty prompt", "the last message is empty"
+    return None
 
 
 def _drop_row(row: dict[str, Any], reason: str, detail: str = "") -> Dropped:

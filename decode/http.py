@@ -102,6 +102,12 @@ def _find_message(text: str) -> str:
     return found if isinstance(found, str) else text
 
 
+def _find_status(error: Any) -> int | None:
+    """Return the status that an error in a body has by its own account."""
+    code: Any = cast(dict[str, Any], error).get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else None
+
+
 class HttpClient:
     """Asks one server. Threads may share it; `close` it when done."""
 
@@ -205,19 +211,22 @@ class HttpClient:
 
     def _read(self, response: httpx.Response) -> dict[str, Any]:
         status = response.status_code
-        if not 200 <= status < 300:
-            message = self.redact(_find_message(response.content.decode("utf-8", "replace"))) or "no message"
-            again = status in {408, 429} or status >= 500
-            wait_s = parse_retry_after(response.headers.get("retry-after")) if again else 0.0
-            crowded = status in _CROWDED
-            raise HttpError(f"status {status}: {message}", status=status, again=again, crowded=crowded, wait_s=wait_s)
-        try:
-            answer: Any = json.loads(response.content)
-        except (ValueError, RecursionError):
-            raise HttpError("server sent broken JSON", status=status, again=True) from None
-        if not isinstance(answer, dict):
-            raise HttpError("server sent JSON that is no object", status=status, again=True)
-        return cast(dict[str, Any], answer)
+        if 200 <= status < 300:
+            try:
+                answer: Any = json.loads(response.content)
+            except (ValueError, RecursionError):
+                raise HttpError("server sent broken JSON", status=status, again=True) from None
+            if not isinstance(answer, dict):
+                raise HttpError("server sent JSON that is no object", status=status, again=True)
+            found = cast(dict[str, Any], answer)
+            if "choices" in found or not found.get("error"):
+                return found
+            status = _find_status(found["error"]) or status  # a gateway passes a refusal on as a success
+        message = self.redact(_find_message(response.content.decode("utf-8", "replace"))) or "no message"
+        again = status in {408, 429} or status >= 500
+        wait_s = parse_retry_after(response.headers.get("retry-after")) if again else 0.0
+        crowded = status in _CROWDED
+        raise HttpError(f"status {status}: {message}", status=status, again=again, crowded=crowded, wait_s=wait_s)
 
     def wait(self, work: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
         """Run one coroutine in the background thread, and wait for what it returns or raises."""

@@ -56,7 +56,7 @@ def read_completions(request: Request, answer: Mapping[str, Any]) -> tuple[Compl
         choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
         if len(choices) != request.sampling.n:
             raise HttpError(f"server sent {len(choices)} of {request.sampling.n} choices")
-        if [choice["index"] for choice in choices] != list(range(request.sampling.n)):
+        if [int(choice["index"]) for choice in choices] != list(range(request.sampling.n)):
             raise HttpError("server gave two choices the same index")
         completions: list[Completion] = []
         for choice in choices:
@@ -68,7 +68,7 @@ def read_completions(request: Request, answer: Mapping[str, Any]) -> tuple[Compl
             completions.append(
                 Completion.make(
                     prompt_id=request.id,
-                    index=choice["index"],
+                    index=int(choice["index"]),
                     text=text or "",
                     finish_reason="length" if reason in _LENGTH_REASONS else "stop",
                     num_prompt_tokens=answer["usage"]["prompt_tokens"],

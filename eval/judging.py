@@ -72,7 +72,7 @@ class PairJudge(Config):
         return {self.role: frozenset({"chat", "schema" if self.by == "written" else "given_logprobs"})}
 
     def compare(self, prompt: Prompt, pairs: Sequence[tuple[Completion, Completion]]) -> Steps[list[Comparison]]:
-        """Compare answers to `prompt`, all pairs at once; the comparisons are yielded, to be kept, and returned.
+        """Compare answers to `prompt`, all pairs at once; all comparisons are returned, those that the judge made yielded.
 
         Raises Refusal where a written verdict cannot be read.
         """
@@ -94,7 +94,7 @@ class PairJudge(Config):
             zip(((one.id, two.id) for one, two in unlike), zip(leans[::2], leans[1::2], strict=True), strict=True)
         )
         found = [self._conclude(prompt, one, two, *told_of.get((one.id, two.id), (0.0, 0.0))) for one, two in pairs]
-        yield found
+        yield [item for item, (one, two) in zip(found, pairs, strict=True) if (one.id, two.id) in told_of]
         return found
 
     def _conclude(

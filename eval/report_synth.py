@@ -13,7 +13,7 @@ from typing import Any
 from counterfoil.account import Account, Share
 from counterfoil.errors import EngineError, InputError
 from counterfoil.progress import show_seconds
-from counterfoil.records import Prompt
+from counterfoil.records import Group, Prompt, Triplet
 from decode.embedder import Embedder
 from eval.report_pairs import Packed, pack_items
 from eval.report_plots import Plot, format_number, plot_flow, plot_histogram, to_dict, to_float
@@ -255,8 +255,12 @@ def _show_topics(folder: Path, account: Account, embedder: Embedder | None) -> d
         return None
     title = "Topics"
     found = [*account.read(folder / "instructions.jsonl", Prompt)] or [*account.read(folder / "prompts.jsonl", Prompt)]
+    led, made = account.pairs.prompts, "a pair"
+    for name, kind in (("group", Group), ("triplet", Triplet)):
+        if not led:
+            led, made = {item.source_id for item in account.read(folder / f"{name}s.jsonl", kind)}, f"a {name}"
     try:
-        topics = map_topics(found, account.pairs.prompts, embedder)
+        topics = map_topics(found, led, embedder)
     except (EngineError, InputError) as error:
         return _block(title, f"No map: {error.given}. {error.do}")
     if topics is None:
@@ -264,8 +268,8 @@ def _show_topics(folder: Path, account: Account, embedder: Embedder | None) -> d
     rows = [
         (f"{at} {name}", num, _show_share(Share(paired, num))) for at, (name, num, paired) in enumerate(topics.rows, 1)
     ]
-    text = "Groups of prompts, each named by the words that set it apart, and how many of them led to a pair."
-    return _block(title, text, plots=[topics.plot], head=("topic", "prompts", "led to a pair"), rows=rows)
+    text = f"Groups of prompts, each named by the words that set it apart, and how many of them led to {made}."
+    return _block(title, text, plots=[topics.plot], head=("topic", "prompts", f"led to {made}"), rows=rows)
 
 
 def _show_costs(manifest: dict[str, Any], account: Account) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from counterfoil.inputs import InputPath
 from counterfoil.job import Job, Run
-from counterfoil.records import Completion, Dropped, Group, Prompt
+from counterfoil.records import Dropped
 from synth.joined import join_answers
 from synth.recipes.weak_to_strong import Keep, agree
 
@@ -37,23 +37,15 @@ class Agree(Job):
         """Join, read final answers, keep what agrees."""
         run.open_output("dropped.jsonl")
         run.open_output("groups.jsonl")
-        weak = join_answers(run, self.prompts, self.weak)
-        strong = {
-            prompt.tags.get("question", prompt.id): answers[0]
-            for prompt, answers in join_answers(run, self.strong_prompts or self.prompts, self.strong)
-        }
+        given = {"weak": self.weak, "strong": self.strong}
+        joined = join_answers(run, self.prompts, given, asked={"strong": self.strong_prompts})
         kept = 0
-        for prompt, answers in weak:
-            found = self._agree(prompt, answers[0], strong.get(prompt.id))
+        for prompt, answers in joined:
+            found = agree(prompt, answers["weak"][0], answers["strong"][0], keep=self.keep, marked=self.marked)
             if isinstance(found, Dropped):
                 run.drop(found)
             else:
                 kept += 1
                 run.write("groups.jsonl", found)
-        run.counts |= {"read": len(weak), "kept": kept}
-        run.figures |= {"coverage": round(kept / max(len(weak), 1), 4)}
-
-    def _agree(self, prompt: Prompt, weak: Completion, strong: Completion | None) -> Group | Dropped:
-        if strong is None:
-            return Dropped(id=prompt.id, stage="agree", reason="no answer in context")
-        return agree(prompt, weak, strong, keep=self.keep, marked=self.marked)
+        run.counts["kept"] = kept
+        run.figures["coverage"] = round(kept / max(run.counts["read"], 1), 4)

@@ -41,6 +41,7 @@ class Budget:
 
     def may_begin(self, num_begun: int) -> bool:
         """Say whether a prompt may begin beside so many others; the first always may."""
+        self.note(every_s=1)
         return num_begun == 0 or num_begun < self._count_left()
 
     def _count_left(self) -> float:
@@ -57,8 +58,12 @@ class Budget:
         """Count a prompt as done with, and keep the seconds, so that a kill does not give them back."""
         self.num_prompts += 1
         self._run.progress.expect(self.num_prompts + self._count_left())
+        self.note(every_s=1)
+
+    def note(self, *, every_s: float = 0) -> None:
+        """Keep the seconds."""
         seconds = time.monotonic() - self._since
-        if self._timed and seconds >= self._noted + 1:
+        if self._timed and seconds >= self._noted + every_s:
             self._noted = seconds
             self._run.store.put("budget", "seconds", str(self._before_s + seconds))
 

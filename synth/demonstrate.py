@@ -37,11 +37,11 @@ class Demonstrate(Job):
         run.facts["seeds"] = {"seed": self.seed}
         run.open_output("dropped.jsonl")
         run.open_output("prompts.jsonl")
-        found = join_answers(run, self.prompts, self.answers)
+        found = join_answers(run, self.prompts, {"answers": self.answers})
         finished = [
-            (prompt, answers[0])
-            for prompt, answers in found
-            if answers[0].finish_reason == "stop" and answers[0].text.strip()
+            (prompt, answer)
+            for prompt, answer in ((prompt, answers["answers"][0]) for prompt, answers in found)
+            if answer.finish_reason == "stop" and answer.text.strip()
         ]
         if len(finished) <= self.count:
             given, allowed = f"{len(finished)} finished answers", f"more than {self.count}"
@@ -54,4 +54,4 @@ class Demonstrate(Job):
                 turns += [*other.messages, Message(role="assistant", content=answer.text.strip())]
             asked = Prompt.make([*turns, *prompt.messages], tags=prompt.tags | {"question": prompt.id})
             run.write("prompts.jsonl", asked)
-        run.counts |= {"read": len(found) + run.dropped.total(), "kept": len(found)}
+        run.counts["kept"] = len(found)

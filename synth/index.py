@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from counterfoil.config import dump
-from counterfoil.errors import ConfigError
+from counterfoil.errors import ConfigError, InputError
 from counterfoil.inputs import InputPath, ModelName
 from counterfoil.job import Job, Run
 from counterfoil.jsonl import read_jsonl, write_json
@@ -155,8 +155,8 @@ class Index(Job):
     def _read(self, run: Run) -> Iterator[Prompt]:
         """Yield each prompt, or each item of each, once; those of held-out users are dropped."""
         seen, run.counts["read"] = run.store.open_set("entries"), 0
-        ids, users = self._read_heldout(run)
-        for prompt in run.sift(read_prompts(self.corpus, column=self.column, where="corpus")):
+        ids, users = self._read_heldout()
+        for prompt in run.sift(read_prompts(self.corpus, column=self.column, where="corpus", answered=True)):
             if Prompt.make(prompt.messages).id in ids or prompt.tags.get(self.user_tag) in users:
                 run.drop(Dropped(id=prompt.id, stage="index", reason="held out"))
                 continue
@@ -171,15 +171,17 @@ class Index(Job):
                 elif self.items is None:
                     run.drop(Dropped(id=item.id, stage="index", reason="came before"))
 
-    def _read_heldout(self, run: Run) -> tuple[set[str], set[str]]:
-        """Return the ids of held-out prompts, whatever their references, and their users."""
+    def _read_heldout(self) -> tuple[set[str], set[str]]:
+        """Return the ids of held-out prompts, whatever their references, and users. Raises InputError for a broken line."""
         ids, users = set[str](), set[str]()
-        for item in read_prompts(self.heldout, column=self.column, where="heldout") if self.heldout else ():
+        for item in (
+            read_prompts(self.heldout, column=self.column, where="heldout", answered=True) if self.heldout else ()
+        ):
             if isinstance(item, Dropped):
-                run.drop(item)
-            else:
-                ids.add(Prompt.make(item.messages).id)
-                users |= {item.tags[self.user_tag]} if self.user_tag in item.tags else set()
+                given, do = f"{item.reason} ({item.detail})", "Mend the line: what is not read is not held out."
+                raise InputError(f"heldout: {self.heldout}", given=given, allowed="a prompt a line", do=do)
+            ids.add(Prompt.make(item.messages).id)
+            users |= {item.tags[self.user_tag]} if self.user_tag in item.tags else set()
         return ids, users
 
     def _embed_all(self, run: Run, texts: Sequence[str]) -> Any:

@@ -16,7 +16,7 @@ ItemKind = Literal["demonstrations", "lines", "marked"]
 begin with a dash or a number, as histories and constraints are listed; `marked` are the texts in `reference["items"]`,
 entities for instance, wherever the last message has them."""
 
-_LINE = re.compile(r"^(\s*(?:[-*]|\d+[.)])[ \t]+)(\S.*?)[ \t]*$", re.MULTILINE)
+_LINE = re.compile(r"^(\s*(?:[-*]|\d+[.)])[ \t]+)(\S.*?)(?=[ \t]*$)", re.MULTILINE)
 
 
 def list_items(prompt: Prompt, kind: ItemKind) -> list[Prompt]:

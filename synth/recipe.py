@@ -7,10 +7,13 @@ It says `raise Refusal(...)` where there is no contrast to be had.
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from random import Random
+from typing import ClassVar, NamedTuple, Self
+
+from pydantic import PrivateAttr
 
 from counterfoil.config import Choice
-from counterfoil.records import Answer, Completion, Group, Pair, Prompt, Record
+from counterfoil.records import Answer, Completion, Group, Pair, Prompt, Record, content_id
 from decode.steps import Steps
 from eval.scorer import Scorer
 
@@ -30,6 +33,18 @@ class Recipe(Choice):
     FOLDER: ClassVar[str] = "synth.recipes"
     makes: ClassVar[type[Record]] = Pair
     """What it is for: a prompt that led to none of these is dropped."""
+
+    _seed: int = PrivateAttr(default=0)
+
+    def with_seed(self, seed: int) -> Self:
+        """Return it with the run's seed."""
+        found = self.model_copy()
+        found._seed = seed
+        return found
+
+    def draw(self, *of: object) -> Random:
+        """Return the generator for what it draws by itself: of the run's seed, and of what is drawn for."""
+        return Random(content_id(self._seed, *of))
 
     @abstractmethod
     def asks(self) -> Mapping[str, frozenset[str]]:

@@ -119,14 +119,17 @@ class Synthesize(Job):
             total=self.task.size("train"),
             deadline=budget.deadline,
         )
-        with closing(outcomes):
-            for outcome in outcomes:
-                judged.see(outcome)
-                output.write(outcome)
-                intake.end(outcome.prompt)
-                budget.end_prompt()
-                if budget.reached:
-                    break
+        try:
+            with closing(outcomes):
+                for outcome in outcomes:
+                    judged.see(outcome)
+                    output.write(outcome)
+                    intake.end(outcome.prompt)
+                    budget.end_prompt()
+                    if budget.reached:
+                        break
+        finally:
+            budget.note()
         intake.drop_rest(budget.reached)
         refuse_none(run.counts["prompts"], run.dropped, where="task")
         judged.conclude()
@@ -185,7 +188,7 @@ class Synthesize(Job):
 
     def _hold(self, judges: Sequence[Judge], prompt: Prompt) -> Steps[Sequence[Record]]:
         """Hold a prompt's dialogue: what its recipe makes, less what a filter that remembers nothing refuses."""
-        made = yield from self.recipe.make(prompt, self._scorer)
+        made = yield from self._recipe.make(prompt, self._scorer)
         kept: list[Record] = []
         for record in made:
             found = yield from self._sift(judges, prompt, record)
@@ -203,6 +206,10 @@ class Synthesize(Job):
             if isinstance(found, Dropped):
                 return found
         return None
+
+    @cached_property
+    def _recipe(self) -> Recipe:
+        return self.recipe.with_seed(self.seed)
 
     @cached_property
     def _scorer(self) -> Scorer:

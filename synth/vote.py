@@ -45,15 +45,11 @@ class Vote(Job):
         run.facts["seeds"] = {"seed": self.seed}
         run.open_output("dropped.jsonl")
         run.open_output("pairs.jsonl")
-        weak = {prompt.id: answers[0] for prompt, answers in join_answers(run, self.prompts, self.weak)}
-        sampled = join_answers(run, self.prompts, self.samples)
         counts = {"confirmed": 0, "overruled": 0}
         run.counts["kept"] = 0
-        for prompt, samples in sampled:
-            if prompt.id not in weak:
-                continue  # dropped above, with its reason
+        for prompt, answers in join_answers(run, self.prompts, {"weak": self.weak, "samples": self.samples}):
             found = vote(
-                prompt, weak[prompt.id], samples, random.Random(draw_seed(self.seed, prompt.id)),
+                prompt, answers["weak"][0], answers["samples"], random.Random(draw_seed(self.seed, prompt.id)),
                 drop_below=self.drop_below, override_at=self.override_at, max_pairs=self.max_pairs, marked=self.marked,
             )  # fmt: skip
             if isinstance(found, Dropped):
@@ -62,6 +58,5 @@ class Vote(Job):
             for pair in found.pairs:
                 run.write("pairs.jsonl", pair)
             counts["confirmed" if found.confirmed else "overruled"] += len(found.pairs)
-            run.counts["kept"] += len(found.pairs)
-        run.counts["read"] = len(sampled)
+            run.counts["kept"] += 1
         run.figures |= counts

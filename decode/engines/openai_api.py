@@ -182,7 +182,7 @@ class OpenaiSession(Session):
     def __init__(self, engine: OpenaiApi, model: str, client: HttpClient, *, is_vllm: bool) -> None:
         self._model, self._client, self._is_vllm = model, client, is_vllm
         self._address, self._root = engine.base_url, engine.base_url.removesuffix("/v1")
-        self._wants_ids = True
+        self._wants_ids = self._is_strict = True
         self._tokenizes: bool | None = None
 
     def stream(
@@ -250,21 +250,31 @@ class OpenaiSession(Session):
             return self._client.redact(f"{type(error).__name__}: {error}")
 
     async def _complete(self, request: Request) -> tuple[Completion, ...]:
-        path, body = self._make_body(request)
-        if request.sampling.logprobs and self._wants_ids:
+        while True:
+            path, body = self._make_body(request)
             try:
-                answer = await self._client.ask("POST", path, body=body | {"return_token_ids": True})
-            except HttpError as failure:
-                if failure.status not in {400, 422} or "return_token_ids" not in str(failure):
-                    raise
-                self._wants_ids = False  # a server that refuses keys it does not know
                 answer = await self._client.ask("POST", path, body=body)
-        else:
-            answer = await self._client.ask("POST", path, body=body)
+                break
+            except HttpError as failure:
+                if failure.status not in {400, 422} or not self._do_without(body, str(failure)):
+                    raise
         try:
             return read_completions(request, answer)
         except HttpError as failure:
             raise HttpError(self._client.redact(str(failure))) from None
+
+    def _do_without(self, body: dict[str, Any], why: str) -> bool:
+        """Leave out from now on what a server refuses and answers can do without; say whether there is such."""
+        if "return_token_ids" in body and "return_token_ids" in why:
+            self._wants_ids = False
+            return True
+        strict = body.get("response_format", {}).get("json_schema", {}).get("strict")
+        if strict and ("strict" in why or "schema" in why.lower()):
+            self._is_strict = (
+                False  # it has a dialect of schemas that this is not in; what comes back is validated here
+            )
+            return True
+        return False
 
     def _make_body(self, request: Request) -> tuple[str, dict[str, Any]]:
         sampling = request.sampling
@@ -280,12 +290,14 @@ class OpenaiSession(Session):
         if sampling.stop:
             body["stop"] = list(sampling.stop)
         if sampling.json_schema:
-            named = {"name": "answer", "schema": sampling.json_schema, "strict": True}
+            named = {"name": "answer", "schema": _close(sampling.json_schema), "strict": self._is_strict}
             body["response_format"] = {"type": "json_schema", "json_schema": named}
         if self._is_vllm:  # said outright, as vLLM else takes the defaults of the model's generation_config.json
             body |= {"top_k": sampling.top_k, "min_p": sampling.min_p, "repetition_penalty": 1.0}
         else:
             body |= {key: value for key in ("top_k", "min_p") if (value := getattr(sampling, key))}
+        if sampling.logprobs and self._wants_ids:
+            body["return_token_ids"] = True
         counts = sampling.logprobs or sampling.n > 1
         if not is_chat(request.prompt):
             return "/completions", body | {"prompt": request.prompt} | ({"logprobs": 0} if counts else {})
@@ -323,8 +335,8 @@ class OpenaiSession(Session):
         answer = await self._client.ask("POST", "/completions", body=body)
         try:
             found = answer["choices"][0]["logprobs"]
-            # Nothing goes before the first token.
-            own = [float(value or 0.0) for value in found["token_logprobs"]]
+            # Null is no score. The first token has none, since nothing goes before it, and is not asked for.
+            own = [math.nan if value is None else float(value) for value in found["token_logprobs"]]
             said = found.get("top_logprobs") or [{"unknown": math.inf}] * len(own)
             tops = [max(top.values()) if top else -math.inf for top in said]
             return [*map(_Scored, own, tops)], [int(offset) for offset in found["text_offset"]]
@@ -366,3 +378,13 @@ class OpenaiSession(Session):
             return int(answer["usage"]["prompt_tokens"])
         except (KeyError, TypeError, ValueError):
             raise HttpError("server sent no usage.prompt_tokens") from None
+
+
+def _close(schema: Any) -> Any:
+    """Return a JSON schema whose objects take no other keys, which OpenAI's strict mode wants said."""
+    if isinstance(schema, list):
+        return [_close(item) for item in cast(list[Any], schema)]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: _close(value) for key, value in cast(dict[str, Any], schema).items()}
+    return {"additionalProperties": False} | found if found.get("type") == "object" else found

@@ -76,7 +76,7 @@ class Scripted(Engine):
         """Read the script. Raises InputError where it is broken."""
         rules: list[tuple[str, tuple[str, ...]]] = []
         if self.script is not None:
-            for number, line in enumerate(self.script.read_text(encoding="utf-8").splitlines(), 1):
+            for number, line in enumerate(self.script.read_text(encoding="utf-8").strip().split("\n"), 1):
                 try:
                     rule = _Rule.model_validate_json(line)
                     rules.append((rule.when, rule.replies))

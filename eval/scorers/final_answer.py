@@ -15,7 +15,19 @@ from eval.scorers.exact_answer import normalise
 
 __all__ = ["FinalAnswer", "read_final", "same_answer"]
 
-NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?|[-+]?\.\d+")
+MINUSES = "\u2212\u2012\u2013\ufe63\uff0d"
+"""What models and typesetters write for a minus."""
+TO_MINUS = str.maketrans(dict.fromkeys(MINUSES, "-"))
+BEFORE_SIGN = r"(?<![\w.)\]}])"
+"""After a number, a word or a bracket a minus is an operator, or a dash between two."""
+SIGNS = (
+    (re.compile(rf"{BEFORE_SIGN}[{MINUSES}](?=[$€£]?\.?\d)"), "-"),
+    (re.compile(rf"{BEFORE_SIGN}-[$€£](?=\.?\d)"), "-"),
+    (re.compile(rf"(=\s*|\bis\s+)[-{MINUSES}]\s+(?=[$€£]?\.?\d)", re.I), r"\1-"),
+)
+NUMBER = re.compile(
+    rf"(?:{BEFORE_SIGN}[-+])?(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?|(?:{BEFORE_SIGN}[-+])?\.\d+"
+)
 MARKER = re.compile(
     r"^####(?=\s*[-+$€£]?\.?\d)|answer is|answer\W{0,3}:|^\W*(?:final )?answer\W*$|(?P<box>\\boxed\{)", re.I | re.M
 )
@@ -42,6 +54,8 @@ class FinalAnswer(LocalScorer):
 
 def read_final(text: str, *, marked: bool = False) -> str:
     """Return what a text comes to; empty where it comes to nothing."""
+    for sign, written in SIGNS:
+        text = sign.sub(written, text)
     marks = list(MARKER.finditer(text))
     if marks:
         said = text[marks[-1].end() :]
@@ -96,11 +110,11 @@ def same_answer(one: str, other: str) -> bool:
 
 
 def _close_up(text: str) -> str:
-    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return "".join(unicodedata.normalize("NFKC", text.translate(TO_MINUS)).casefold().split())
 
 
 def _number(text: str) -> Fraction | None:
-    found = NUMBER.fullmatch(text.strip().strip("$€£%").strip())
+    found = NUMBER.fullmatch(text.translate(TO_MINUS).strip().strip("$€£%").strip())
     try:
         return Fraction(found[0].replace(",", "")) if found else None
     except (ValueError, ZeroDivisionError):

@@ -42,7 +42,7 @@ class FuzzyDuplicate(LocalFilter):
             raise EngineError("filters: fuzzy_duplicate", given=str(error), allowed=allowed, do=do) from error
         weights = (1 - MISSED_WEIGHT, MISSED_WEIGHT)
         index: Any = MinHashLSH(threshold=self.similarity, num_perm=self.num_hashes, weights=weights)
-        earlier: dict[str, Any] = {}
+        earlier: dict[str, tuple[str, Any]] = {}
         empty: Any = MinHash(num_perm=self.num_hashes)  # copied, so that its permutations are drawn once
 
         def judge(pair: Pair) -> Verdict:
@@ -52,10 +52,10 @@ class FuzzyDuplicate(LocalFilter):
             drawn = empty.copy()
             drawn.update_batch([item.encode(errors="replace") for item in sorted(shingles)])
             own: Any = LeanMinHash(drawn)
-            # Several pairs of one prompt do not repeat it.
             name = pair.prompt_id if self.of == "prompt" else pair.id
-            found = [key for key in index.query(own) if self.of == "chosen" or key != name]
-            alike = [(earlier[key].jaccard(own), key) for key in found]
+            found = [(key, *earlier[key]) for key in index.query(own)]
+            # Several pairs of one prompt do not repeat it, nor each other's better answer.
+            alike = [(hashes.jaccard(own), key) for key, asked, hashes in found if asked != pair.prompt_id]
             best, other = max(alike, default=(0.0, ""))
             if best >= self.similarity:
                 return drop(
@@ -64,7 +64,7 @@ class FuzzyDuplicate(LocalFilter):
 
             def remember() -> None:
                 if name not in earlier:
-                    earlier[name] = own
+                    earlier[name] = (pair.prompt_id, own)
                     index.insert(name, own, check_duplication=False)
 
             return remember

@@ -19,11 +19,13 @@ class NearDuplicate(LocalFilter):
     similarity: float = Field(default=0.9, gt=0, le=1)
     """Normalised indel similarity (1 is equal) from which two answers count as the same."""
     across_pairs: bool = True
-    """Also drop a pair whose chosen answer was chosen before; remembers 8 bytes of hash a pair."""
+    """Also drop a pair whose chosen answer was chosen before, to another prompt; and a pair that came before; remembers three
+    hashes of 8 bytes a pair."""
 
     def open(self) -> Judge:
         """Return the judgement."""
-        seen: set[int] = set()
+        askers: dict[int, int] = {}
+        pairs: set[int] = set()
 
         def judge(pair: Pair) -> Verdict:
             chosen, rejected = pair.chosen[-1]["content"], pair.rejected[-1]["content"]
@@ -33,8 +35,15 @@ class NearDuplicate(LocalFilter):
             if not self.across_pairs:
                 return None
             mark = int(content_id(" ".join(chosen.lower().split())), 16)
-            if mark in seen:
+            asker, name = hash(pair.prompt_id), hash(pair.id)
+            # Several pairs of one prompt may share their better answer.
+            if askers.get(mark, asker) != asker or name in pairs:
                 return drop(pair, "near_duplicate", "chosen answer came before")
-            return lambda: seen.add(mark)
+
+            def remember() -> None:
+                askers[mark] = asker
+                pairs.add(name)
+
+            return remember
 
         return judge

@@ -2,7 +2,8 @@
 
 Source: contamination by shared word n-grams (Brown et al. 2020, GPT-3, arXiv 2005.14165, appendix C, with 13 words), and by
 nearness in meaning for what was reworded (Yang et al. 2023, arXiv 2311.04850). Differences: (1) a text shorter than `ngram`
-words counts where it stands whole in another; (2) texts under `least_words`, such as labels and single answers, do not.
+words counts where it stands whole in another; (2) texts under `least_words`, such as labels and single answers, do not; (3)
+in scripts that part words by no space each character is a word.
 """
 
 import re
@@ -23,6 +24,9 @@ from synth.filter import Judge, LocalFilter, drop
 
 __all__ = ["Overlap"]
 
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""Thai, Lao, Burmese, Khmer, Japanese, Chinese: no space parts their words, so that a character counts as one."""
+WORD = re.compile(f"[{UNSPACED}]|[^\\W{UNSPACED}]+")
 FACTOR = 0x9E3779B97F4A7C15
 """An odd number: an n-gram's hash is the polynomial in it of the words' hashes, modulo 2^64."""
 
@@ -134,7 +138,7 @@ def _find(text: str, known: Sequence[_Marks]) -> str | None:
 
 
 def _split(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+    return WORD.findall(text.lower())
 
 
 @lru_cache(maxsize=1 << 16)

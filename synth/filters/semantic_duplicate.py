@@ -19,7 +19,7 @@ __all__ = ["SemanticDuplicate"]
 
 
 class SemanticDuplicate(LocalFilter):
-    """Remembers a vector a pair: some 1 KB for 384 dimensions."""
+    """Remembers a vector a pair: some 1 KB for 384 dimensions. What an embedder cuts off, it does not compare."""
 
     remembers: ClassVar[bool] = True
 
@@ -34,15 +34,26 @@ class SemanticDuplicate(LocalFilter):
         """Load the embedder. Raises EngineError without a library."""
         embed = self.embedder.open()
         index = VectorIndex(embed(["any"]).shape[1])
+        latest, siblings = "", set[str]()
 
         def judge(pair: Pair) -> Verdict:
-            # Several pairs of one prompt do not repeat it.
+            nonlocal latest
+            if pair.prompt_id != latest:  # a prompt's pairs come one after the other
+                latest = pair.prompt_id
+                siblings.clear()
             side, name = (pair.prompt, pair.prompt_id) if self.of == "prompt" else (pair.chosen, pair.id)
             vector = embed([side[-1]["content"]])
-            for hit in index.search(vector, 1)[0]:
-                if hit.cosine >= self.similarity and hit.id != name:
+            for hit in index.search(vector, 1 + len(siblings))[0]:
+                # Several pairs of one prompt do not repeat it, nor each other's better answer.
+                if hit.cosine >= self.similarity and hit.id not in siblings:
                     detail = f"cosine {hit.cosine:.3f} with {hit.id}"
                     return drop(pair, "semantic_duplicate", f"the {self.of} says what an earlier one said", detail)
-            return lambda: None if name in index else index.add([name], vector)
+
+            def remember() -> None:
+                if name not in siblings:
+                    siblings.add(name)
+                    index.add([name], vector)
+
+            return remember
 
         return judge

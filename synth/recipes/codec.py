@@ -11,7 +11,6 @@ schema; (3) a gap counts only where both orders agree on who is better; (4) what
 the worse answer is kept as well, as the rejected one; (6) the prompts and their examples are ours.
 """
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
@@ -213,7 +212,7 @@ class Codec(Recipe):
 
         Raises the last round's Refusal; what stopped each round is kept under the id of its instruction.
         """
-        rng = random.Random(f"{kind.seed_id} {text}")
+        rng = self.draw(kind.seed_id, text)
         left: list[str] = []  # the same action twice would say the same of the same text
         why: Refusal | None = None
         for number in range(1, self.rounds + 1):

@@ -9,7 +9,6 @@ the difference is confirmed by a judge, which has to prefer the good answer, or 
 """
 
 from collections.abc import Mapping, Sequence
-from random import Random
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, Field, create_model
@@ -209,7 +208,7 @@ class Flaw(Recipe):
         best = max(whole, key=lambda item: item.score, default=None)
         if best is None:
             raise Refusal("flaw", "no whole answer")
-        if best.score < self.least_score:
+        if not best.score >= self.least_score:  # one that is no number is not good either
             raise Refusal("flaw", "no good answer", f"best score {best.score:.3f}")
         return best.completion
 
@@ -222,7 +221,7 @@ class Flaw(Recipe):
             edits = RULES[kind](good)
             if not edits:
                 raise Refusal("flaw", f"{kind}: no place for it")
-            edit = Random(f"{prompt.id}/{kind}").choice(edits)
+            edit = self.draw(prompt.id, kind).choice(edits)
             return good[: edit.start] + edit.now + good[edit.stop :]
         sentences = list(SENTENCE.finditer(good))
         wanted = create_model("Rewritten", __base__=_Rewritten, sentence=(int, Field(ge=1, le=len(sentences))))

@@ -13,7 +13,6 @@ names, in place of the one that is being trained.
 
 import math
 from collections.abc import Mapping, Sequence
-from random import Random
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, StringConstraints, create_model
@@ -185,7 +184,7 @@ class MultiAspect(Recipe):
         free = [item for item in self.aspects if not _names(text, item) and not _names(aspect, item)]
         if not free:
             raise Refusal("multi_aspect", "the review names every aspect")
-        return _Review(text, aspect.strip(), polarity, Random(prompt.id).choice(free))
+        return _Review(text, aspect.strip(), polarity, self.draw(prompt.id).choice(free))
 
     def _write(
         self, prompt: Prompt, review: _Review, source: str, step: _Step, lost: list[Dropped]

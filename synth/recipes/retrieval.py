@@ -78,20 +78,23 @@ class Retrieval(Recipe):
 
     def _part(self, prompt: Prompt, near: Sequence[Neighbour]) -> tuple[list[Neighbour], list[Neighbour]]:
         """Part the neighbours by their answers; where the prompt has none all of them are positives."""
-        own = self._answer(prompt)
+        own = self._list_answers(prompt)
+        if own is None:
+            raise Refusal("retrieval", "reference is no answer", f"{self.answer}: {prompt.reference[self.answer]!r}")
         if not own:
             return list(near), []
-        told = [(item, answer) for item in near if (answer := self._answer(item.entry.prompt))]
-        agrees = [same_answer(own, answer) for _, answer in told]
+        told = [(item, answers) for item in near if (answers := self._list_answers(item.entry.prompt))]
+        agrees = [any(same_answer(one, other) for one in own for other in answers) for _, answers in told]
         same = [item for (item, _), fits in zip(told, agrees, strict=True) if fits]
         return same, [item for (item, _), fits in zip(told, agrees, strict=True) if not fits]
 
-    def _answer(self, prompt: Prompt) -> str:
-        value: Any = prompt.reference.get(self.answer, "")
-        if not isinstance(value, str | int | float):
-            where, allowed = f"prompt {prompt.id}: reference.{self.answer}", "a text or a number"
-            raise InputError(where, given=repr(value)[:100], allowed=allowed, do="Name another key by recipe.answer.")
-        return str(value)
+    def _list_answers(self, prompt: Prompt) -> list[str] | None:
+        """Return the verified answers, any of which is right; None where something else stands in their place."""
+        value: Any = prompt.reference.get(self.answer)
+        listed: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
+        if any(isinstance(item, bool) or not isinstance(item, str | int | float) for item in listed):
+            return None
+        return [str(item) for item in listed if str(item)]
 
     def _gather(self, prompt: Prompt, same: Sequence[Neighbour], other: Sequence[Neighbour]) -> Group:
         """Return the synthetic positive: the chosen, each with its weight, all weights together 1; then the negatives."""

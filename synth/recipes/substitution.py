@@ -7,7 +7,6 @@ give way, and never to what the prompt holds already; (3) what was verified of t
 where only demonstrations changed.
 """
 
-import random
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -17,7 +16,7 @@ from pydantic import Field
 
 from counterfoil.errors import InputError
 from counterfoil.inputs import InputPath
-from counterfoil.records import Prompt, Record, Triplet, content_id
+from counterfoil.records import Prompt, Record, Triplet
 from decode.steps import Refusal, Steps
 from eval.judging import show_request
 from eval.scorer import Scorer
@@ -76,9 +75,15 @@ class Substitution(Recipe):
             raise Refusal("substitution", reason)
         views: dict[str, Prompt] = {}
         for number in range(self.views):
-            rng = random.Random(content_id(prompt.id, number))
-            drawn = rng.sample(open_ids, min(len(open_ids), max(1, round(self.share * len(there)))))
-            changes = {name: rng.choice(near[name]).entry.prompt for name in drawn}
+            rng = self.draw(prompt.id, number)
+            wanted = min(len(open_ids), max(1, round(self.share * len(there))))
+            changes: dict[str, Prompt] = {}
+            taken: set[str] = set()
+            for name in rng.sample(open_ids, len(open_ids)):
+                free = [item.entry.prompt for item in near[name] if show_request(item.entry.prompt) not in taken]
+                if free and len(changes) < wanted:
+                    changes[name] = rng.choice(free)
+                    taken.add(show_request(changes[name]))
             view = replace_items(prompt, self.items, changes)
             views.setdefault(view.id, view.model_copy(update={"tags": view.tags | {"substituted": prompt.id}}))
         if self.triplets:

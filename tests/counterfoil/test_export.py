@@ -121,6 +121,15 @@ def test_parquet_is_the_pairs_alone(run: Path, tmp_path: Path) -> None:
     assert pq.read_table(to / "train-00000-of-00001.parquet").num_rows == 3
 
 
+def test_another_runs_export_is_not_mixed_with_this_one(run: Path, tmp_path: Path) -> None:
+    """What was left there would be pushed with it; the same run's own export is written anew."""
+    for _ in range(2):
+        export_run(run, read_manifest_of(run), kind="hub-folder", to=tmp_path / "out")
+    (tmp_path / "out" / "completions").mkdir()
+    with pytest.raises(InputError, match="another export's completions"):
+        export_run(run, read_manifest_of(run), kind="hub-folder", to=tmp_path / "out")
+
+
 def test_answers_are_exported(tmp_path: Path) -> None:
     from datasets import load_dataset
 

@@ -44,8 +44,11 @@ def test_a_line_cut_off_at_the_end_is_dropped(tmp_path: Path) -> None:
 
 def test_blank_lines_and_bytes_that_are_no_text_do_not_stop_a_file(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
-    path.write_bytes(b'\n{"a": "\xff"}\n  \n{"a": 2}\n')
-    assert list(read_lines(path, where="rows")) == [{"a": "\ufffd"}, {"a": 2}]
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n{"a": "caf\xe9"}\n  \n{"a": 2}\r\n')
+    first, bad, last = read_lines(path, where="rows")
+    assert (first, last) == ({"a": 1}, {"a": 2}), "a mark of byte order before the first line is none of it"
+    assert isinstance(bad, Dropped)
+    assert (bad.reason, bad.detail[:8]) == ("not UTF-8", "line 3: "), "never taken with other letters in silence"
 
 
 def test_a_file_that_is_missing_empty_or_a_folder_is_refused(tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from pydantic import BaseModel, Field
 from counterfoil.errors import RunError
 from counterfoil.job import Run
 from counterfoil.progress import Progress
-from counterfoil.records import Answer, Dropped, Group, Message, Prompt, Record
+from counterfoil.records import Answer, Completion, Dropped, Group, Message, Prompt, Record
 from counterfoil.store import Store
 from decode import dialogue
+from decode.answers import Answers
 from decode.dialogue import Outcome, converse
 from decode.engine import Given, Request, Sampling
 from decode.engines.scripted import Scripted, ScriptedSession
@@ -352,3 +353,17 @@ def test_two_that_ask_the_same_at_a_time_get_one_answer(tmp_path: Path) -> None:
     first = hold(tmp_path, 5, steps, main=Counting())
     assert {text for item in first for text in texts(item)} == {"reply 0"}
     assert [texts(item) for item in hold(tmp_path, 5, steps, main=Counting())] == [texts(item) for item in first]
+
+
+def test_a_kept_answer_that_cannot_be_read_is_asked_for_again(tmp_path: Path) -> None:
+    with open_run(tmp_path) as run:
+        answers = Answers(run.store)
+        run.store.put("answer", "key", '[{"text": "t", "token_logprobs": [null]}]')
+        assert answers.find("key", prompt_id="p") is None
+        assert not answers.has("key")
+        item = Completion.make(
+            prompt_id="p", index=0, text="t", finish_reason="stop", num_prompt_tokens=1, num_tokens=1
+        )
+        assert answers.keep("key", [item])
+        assert answers.find("key", prompt_id="p") == (item,)
+        assert not answers.keep("key", [item])

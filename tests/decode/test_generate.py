@@ -1,6 +1,7 @@
 """Generate: prompts in, completions out, each row once; and the way every job asks an engine."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -213,3 +214,18 @@ def test_what_is_needed_is_asked_of_the_engine_first(tmp_path: Path) -> None:
     require(Scripted(), {"chat", "n"}, where="engine")
     assert isinstance(job.engine, Engine)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_row_that_asks_nothing_is_dropped(tmp_path: Path) -> None:
+    """One that is answered already would be answered again, and its pair learnt after the known answer; NaN is no JSON."""
+    asked, answered = ({"role": role, "content": f"by the {role}"} for role in ("user", "assistant"))
+    rows: list[dict[str, Any]] = [
+        {"messages": [asked, answered]}, {"messages": [asked, answered, asked]}, {"prompt": " \n"},
+        {"messages": None, "prompt": "hi"}, {"messages": []}, {"prompt": "x", "reference": {"answer": math.nan}},
+    ]  # fmt: skip
+    path = write_lines(tmp_path / "x.jsonl", *rows)
+    found = list(read_prompts(path, column="prompt", where="prompts"))
+    told = [item.reason if isinstance(item, Dropped) else item.messages[-1]["content"] for item in found]
+    assert told == ["answered already", "by the user", "empty prompt", "hi", "empty prompt", "not a prompt"]
+    (first, *_) = read_prompts(path, column="prompt", where="corpus", answered=True)
+    assert first == Prompt.make([asked, answered])  # type: ignore[list-item]

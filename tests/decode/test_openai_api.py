@@ -95,6 +95,14 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif word == "garbage":
             self.send(200, b'{"choices": [')
+        elif word == "wrapped":
+            self.send(200, {"error": {"message": "too many at a time", "code": int(value)}})
+        elif word == "strict" and body["response_format"]["json_schema"]["strict"]:
+            self.send(400, {"error": {"message": "Invalid schema for response_format 'answer'"}})
+        elif word == "holes":
+            found = answer(body)
+            found["choices"][0]["logprobs"]["token_logprobs"][int(value)] = None
+            self.send(200, found)
         elif word == "shape":
             self.send(200, {"choices": [{"index": 0}]})
         elif word == "key":
@@ -161,7 +169,7 @@ def failures(session: OpenaiSession, *prompts: str) -> dict[str, str | None]:
 
 @pytest.mark.parametrize("word", ["500", "503", "429", "408", "drop", "cut", "garbage", "hang"])
 def test_a_fault_is_tried_again_until_the_retries_end(server: FaultyServer, word: str) -> None:
-    with make(server, timeout_s=1.0, retries=2).open("small") as session:
+    with make(server, timeout_s=1.0 if word == "hang" else 10.0, retries=2).open("small") as session:
         found = failures(session, f"{word} {word} ok", word)
     assert found[f"{word} {word} ok"] is None
     assert "tries: 3" in (found[word] or "")
@@ -398,3 +406,33 @@ def test_real_cancelled_requests_leave_the_server_well(real: OpenaiSession) -> N
     assert Result("Tell a story, number 15", failure="cancelled") in results  # others may end before it
     results.close()
     assert one(real, ask(TEXT, max_new_tokens=2)).failure is None
+
+
+def test_a_refusal_that_a_gateway_passes_on_as_a_success_is_one(server: FaultyServer) -> None:
+    with make(server, retries=2).open("small") as session:
+        found = failures(session, "wrapped:429 ok", "wrapped:403")
+    assert found["wrapped:429 ok"] is None
+    assert (
+        found["wrapped:403"] == "status 403: too many at a time (tries: 1 in 0.0 s)"[: len(found["wrapped:403"] or "")]
+    )
+    assert server.tries == {"wrapped:429 ok": 2, "wrapped:403": 1}
+
+
+def test_a_server_with_a_dialect_of_schemas_is_asked_less_strictly(server: FaultyServer) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "object", "properties": {}}}, "required": ["a"]}
+    with make(server).open("large") as session:
+        for prompt in ("strict", "strict#2"):
+            assert one(session, ask(prompt, json_schema=schema)).failure is None
+    sent = [body["response_format"]["json_schema"] for body in server.bodies if "response_format" in body]
+    assert [item["strict"] for item in sent] == [True, False, False]
+    assert sent[0]["schema"]["additionalProperties"] is False, "as OpenAI's strict mode wants it said of every object"
+    assert sent[0]["schema"]["properties"]["a"]["additionalProperties"] is False
+
+
+def test_a_token_without_a_log_probability_makes_no_score(server: FaultyServer) -> None:
+    with make(server).open("small") as session:
+        found = {
+            place: next(session.logprobs([Given(place, "holes:", f"{place} and more")])) for place in ("0", "9", "15")
+        }
+    assert found["0"].failure is None
+    assert {found[place].failure for place in ("9", "15")} == {"the log-probability of a token is no number"}

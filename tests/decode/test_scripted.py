@@ -1,6 +1,7 @@
 """The engine `scripted`: replies, seeds, tokens, log-probabilities and failures, as users are told."""
 
 import itertools
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,8 @@ import pytest
 
 from counterfoil.config import build
 from counterfoil.errors import ConfigError, InputError
-from counterfoil.records import Message
-from decode.engine import Given, Request, Result, Sampling
+from counterfoil.records import Completion, Message
+from decode.engine import Given, GivenLogprobs, Request, Result, Sampling
 from decode.engines.scripted import Scripted
 
 
@@ -166,3 +167,28 @@ def test_the_model_is_known_by_its_replies() -> None:
     found = [engine.identify(model) for engine in (Scripted(), Scripted(replies=("x",))) for model in ("a", "b")]
     assert len(set(found)) == 4
     assert found[0] == Scripted(latency_s=1).identify("a")
+
+
+def test_what_is_no_log_probability_is_a_failure_of_its_request_alone() -> None:
+    """NaN, which a half-precision overflow makes, would win or lose every comparison; minus infinity is what cannot be."""
+    given = GivenLogprobs("x", (-1.0, math.nan))
+    assert (given.token_logprobs, given.failure) == ((), "the log-probability of a token is no number")
+    assert GivenLogprobs("x", (-1.0, -math.inf)).token_logprobs == (-1.0, -math.inf)
+
+    def answer(*values: float) -> Result:
+        made = Completion.make(
+            prompt_id="x",
+            index=0,
+            text="t",
+            finish_reason="stop",
+            num_prompt_tokens=1,
+            num_tokens=2,
+            token_logprobs=values,
+        )
+        return Result("x", (made,))
+
+    for bad in (math.nan, math.inf):
+        assert answer(-1.0, bad) == Result("x", (), "the log-probability of a token is no number")
+    (kept,) = answer(-1.0, -math.inf).completions
+    assert kept.token_logprobs == (-1.0, -1e4), "and can be written down"
+    assert answer(-1.0, -2.0).failure is None

@@ -40,6 +40,18 @@ from eval.scorers.final_answer import FinalAnswer, read_final, same_answer
         ("6 + 1 = 7.0", "7.0"),
         ("She has 7. That is the answer.", "7"),
         ("## Final answer\n7", "7"),
+        ("The answer is \u22125.", "-5"),
+        ("so we get \u22125", "-5"),
+        ("The answer is -$5", "-5"),
+        ("The answer is - 5.", "-5"),
+        ("x = \u2212 5", "-5"),
+        ("Answer: \u22121/2", "-1/2"),
+        ("\\boxed{\u22125}", "-5"),
+        ("8 \u2212 5", "5"),
+        ("from 3-5", "5"),
+        ("from 3\u20135", "5"),
+        ("in total \u2013 5", "5"),
+        ("- 5", "5"),
     ],
 )
 def test_a_final_answer_is_read(text: str, final: str) -> None:
@@ -56,7 +68,8 @@ def test_without_a_marker_there_is_none_if_one_is_wanted() -> None:
     [
         ("7", "7.0", True), ("1,000", "1000", True), ("$5", "5", True), ("1/2", "0.5", True), ("7", "8", False),
         ("Paris", "the paris", True), ("B", "b", True), ("B", "A", False), ("", "", False), ("1/0", "1/0", True),
-        ("seven", "7", False), ("-3", "3", False), ("x > 3", "x < 3", False), ("2x-1", "2x+1", False),
+        ("seven", "7", False), ("-3", "3", False), ("\u22123", "-3", True), ("\u22123", "3", False),
+        ("x\u22121", "x-1", True), ("x > 3", "x < 3", False), ("2x-1", "2x+1", False),
         ("-1, 2", "1, 2", False), ("1,2", "12", False), ("1, 2", "1,2", True), ("12,34", "1234", False),
         ("well-known", "well known", False), ("B)", "b", True), ("\\frac{1}{2}", "\\frac{1}{3}", False),
     ],

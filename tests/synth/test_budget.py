@@ -157,3 +157,41 @@ def test_seconds_before_an_interruption_count_and_what_was_answered_goes_on(
     assert done.manifest["counts"]["kept"] == 9
     assert check_sum(done) == {"budget: max_seconds reached": 31}
     assert Counted.num_asked == 9
+
+
+class Stuck(Scripted):
+    """The double, of which one prompt never gets an answer."""
+
+    def open(self, model: str, *, adapters: Any = (), methods: Any = ()) -> ScriptedSession:
+        """Open it."""
+
+        class Session(ScriptedSession):
+            def stream(self, items: Any, *, glance: bool = False) -> Any:
+                return super().stream(map(hold_back, items), glance=glance)
+
+        def hold_back(item: Any) -> Any:
+            return None if isinstance(item, Request) and "place 0" in str(item.prompt) else item
+
+        return Session(self, model, [])
+
+
+def test_what_waits_behind_a_slow_row_is_kept_when_the_time_is_up(
+    make: Callable[..., Synthesize], tmp_path: Path
+) -> None:
+    """All rows have begun, the first gets no answer: the others are written all the same, and it is dropped by name."""
+    stuck = Stuck(replies=(GOOD, BAD), max_in_flight=64)
+    job = make(20, max_seconds=0.5).model_copy(update={"engine": stuck})
+    done = job.run(tmp_path / "run", quiet=True)
+    assert check_sum(done) == {"budget: max_seconds reached": 1}
+    assert done.manifest["counts"]["kept"] == 19
+    wanted = job.model_copy(update={"target_pairs": 30}).run(tmp_path / "wanted", quiet=True)
+    assert wanted.figures["target_pairs"] == "19 of 30: max_seconds reached"
+
+
+def test_seconds_count_although_no_prompt_has_ended(make: Callable[..., Synthesize], tmp_path: Path) -> None:
+    Counted.breaks_at = 0
+    with pytest.raises(KeyboardInterrupt):
+        make(max_seconds=60).run(tmp_path / "run", quiet=True)
+    store = Store(tmp_path / "run" / "state.sqlite")
+    assert 0 < float(store.get("budget", "seconds") or 0) < 60
+    store.close()

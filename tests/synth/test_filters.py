@@ -315,6 +315,16 @@ def test_what_was_reworded_is_found_by_its_meaning(tmp_path: Path) -> None:
     assert why(item.model_copy(update={"embedder": None}), reworded) == ""
 
 
+def test_scripts_without_spaces_overlap_by_characters(tmp_path: Path) -> None:
+    """Chinese and Japanese part no words: else a question of an evaluation set would be one word, and never found."""
+    text = "\u5317\u4eac\u662f\u54ea\u4e2a\u56fd\u5bb6\u7684\u9996\u90fd\uff1f"
+    path = tmp_path / "set.jsonl"
+    path.write_text(json.dumps({"question": text}) + "\n")
+    judged = Overlap(sets=(path,))
+    assert why(judged, make_pair("It is.", prompt=f"Q: {text} A:")) == "the prompt shares words with an evaluation set"
+    assert why(judged, make_pair("It is.", prompt=text[1:])) == ""
+
+
 # fuzzy_duplicate
 
 
@@ -333,7 +343,7 @@ def test_near_duplicates_are_those_of_high_similarity(alone: Alone) -> None:
     for at in range(60):
         words = [f"w{rng.randrange(10**6)}" for _ in range(100)]
         first = " ".join(words)
-        assert judge(make_pair(first, f"r{at}")) is None
+        assert judge(make_pair(first, f"r{at}", prompt=f"Say {at}.")) is None
         for place in rng.sample(range(100), rng.choice([1, 2, 4, 20, 30])):
             words[place] = "new"
         again = " ".join(words)
@@ -350,9 +360,10 @@ def test_a_text_repeats_itself_and_names_what_it_repeats(alone: Alone) -> None:
     judge = alone(FuzzyDuplicate())
     first = make_pair("Just two", "x")
     assert judge(first) is None
-    found = judge(make_pair("just  TWO", "y"))
+    found = judge(make_pair("just  TWO", "y", prompt="Say more."))
     assert isinstance(found, Dropped)
     assert found.detail == f"similarity 1.00 with {first.id}"
+    assert judge(make_pair("just two", "z")) is None, "two pairs of one prompt may share the better answer"
     assert alone(FuzzyDuplicate())(first) is None, "each opening begins anew"
     judge = alone(FuzzyDuplicate(of="prompt"))
     assert judge(make_pair("a", "b", prompt="one two three four")) is None

@@ -16,7 +16,7 @@ def chat(*texts: str) -> list[Message]:
     ("kind", "prompt", "items", "changed", "reference"),
     [
         ("lines", Prompt.make("Liked:\n- tea\n 2. rice \nWhat next?"), ["tea", "rice"],
-         "Liked:\n- NEW\n 2. rice\nWhat next?", {}),
+         "Liked:\n- NEW\n 2. rice \nWhat next?", {}),
         ("marked", Prompt.make("Rome is not Romeo, nor Rome.", reference={"items": ["Rome", "Romeo"], "answer": "x"}),
          ["Rome", "Romeo"], "NEW is not Romeo, nor NEW.", {"items": ["NEW", "Romeo"]}),
         ("lines", Prompt.make("No list."), [], "No list.", {}),

@@ -185,9 +185,10 @@ def test_swapping_the_scores_swaps_the_pair() -> None:
     assert indices(contrast(*swapped), swapped) == [(0, 1)]
 
 
-def make_pair(chosen: str, rejected: str) -> Pair:
-    first, second = candidate(0, 1.0, chosen).completion, candidate(1, 0.0, rejected).completion
-    return Pair.make(PROMPT, first, second, scores=(1.0, 0.0), recipe="test")
+def make_pair(chosen: str, rejected: str, *, prompt: Prompt = PROMPT) -> Pair:
+    sides = [candidate(at, 1.0 - at, text).completion for at, text in enumerate((chosen, rejected))]
+    first, second = (item.renumber(prompt_id=prompt.id, index=item.index) for item in sides)
+    return Pair.make(prompt, first, second, scores=(1.0, 0.0), recipe="test")
 
 
 @pytest.mark.parametrize(
@@ -204,12 +205,15 @@ def test_answers_almost_the_same_are_dropped(rejected: str, kept: bool, alone: A
 
 def test_an_answer_chosen_before_is_dropped_unless_allowed(alone: Alone) -> None:
     """Case and spaces do not make another answer; each opening of the filter begins anew."""
-    first, again = make_pair("One two three.", "no"), make_pair("one  TWO three.", "other words")
+    first = make_pair("One two three.", "no")
+    again = make_pair("one  TWO three.", "other words", prompt=Prompt.make("Say it again."))
     judge = alone(NearDuplicate())
     assert judge(first) is None
+    assert judge(make_pair("one two three.", "several pairs of one prompt")) is None
     why = judge(again)
     assert why is not None
     assert (why.id, why.reason) == (again.id, "chosen answer came before")
+    assert judge(first) is not None
     assert alone(NearDuplicate())(again) is None
     judge = alone(NearDuplicate(across_pairs=False))
     assert judge(first) is judge(again) is None

@@ -85,7 +85,7 @@ def synthesize(folder: Path, lines: Sequence[Any], *rows: Mapping[str, Any], **r
     }
     done = build(Synthesize, values, source="test").run(folder / "run", quiet=True)
     counts = done.manifest["counts"]
-    assert counts["prompts"] == len(asked) == counts["kept"] + sum(counts.get("dropped", {}).values())
+    assert counts["read"] == len(asked) == counts["kept"] + sum(counts.get("dropped", {}).values())
     return done
 
 
@@ -175,7 +175,7 @@ def test_a_review_of_white_space_is_a_named_drop(tmp_path: Path) -> None:
     done = synthesize(
         tmp_path, ALL, {"prompt": REVIEW, "reference": REFERENCE}, {"prompt": " ", "reference": REFERENCE}
     )
-    assert done.manifest["counts"]["dropped"] == {"multi_aspect: an empty review": 1}
+    assert done.manifest["counts"]["dropped"] == {"read: empty prompt": 1}
 
 
 def test_unreadable_reviews_are_asked_for_again_and_then_dropped_with_their_text(tmp_path: Path) -> None:

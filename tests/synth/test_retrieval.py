@@ -388,3 +388,40 @@ def test_a_demonstration_never_gives_the_question_away(tmp_path: Path) -> None:
     bare = write(tmp_path / "bare.jsonl", [{"prompt": "no demonstrations"}])
     dropped = run_recipe(tmp_path / "none", bare, recipe).manifest["counts"]["dropped"]
     assert dropped == {"substitution: no demonstrations": 1}
+
+
+def test_an_answer_may_be_several_or_none_and_what_is_none_ends_no_run(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": "red apple tart", "reference": {"answer": ["sweet", "sugary"]}},
+        {"prompt": "red apple pie", "reference": {"answer": "sugary"}},
+        {"prompt": "red apple salad", "reference": {"answer": ["sour"]}},
+        {"prompt": "red apple cake", "reference": {"answer": None}},
+        {"prompt": "red apple soup", "reference": {"answer": {"taste": "salt"}}},
+    ]
+    index = run_index(tmp_path / "a", rows).path("index")
+    done = run_recipe(tmp_path / "run", tmp_path / "a" / "corpus.jsonl", Retrieval(index=index))
+    found = {(row["anchor"], row["positive"], row["negative"]) for row in read(done, "triplets.jsonl")}
+    assert ("red apple tart", "red apple pie", "red apple salad") in found
+    assert all("soup" not in f"{anchor}" for anchor, _, _ in found)
+    assert done.manifest["counts"]["dropped"]["retrieval: reference is no answer"] == 1
+    assert done.manifest["counts"]["read"] == 5
+
+
+def test_no_item_comes_into_a_prompt_twice_and_the_seed_draws(tmp_path: Path) -> None:
+    """Each of two lines has the same two neighbours: they take one each, whatever is drawn, and 20 seeds draw both ways."""
+    rows = [{"prompt": "- kind a\n- kind b"}, {"prompt": "- kind c\n- kind d"}]
+    index = run_index(tmp_path / "a", rows, items="lines").path("index")
+    one = write(tmp_path / "one.jsonl", rows[:1])
+    recipe, seen = Substitution(index=index, items="lines", share=1.0), set[str]()
+    for seed in range(20):
+        job = Synthesize(task=File(path=one), engine=Scripted(), recipe=recipe, filters=(), seed=seed)
+        (view,) = read(job.run(tmp_path / f"run{seed}", quiet=True), "instructions.jsonl")
+        seen.add(view["messages"][0]["content"])
+    assert seen == {"- kind c\n- kind d", "- kind d\n- kind c"}
+
+
+def test_a_broken_line_of_what_is_held_out_is_an_error(tmp_path: Path) -> None:
+    heldout = tmp_path / "heldout.jsonl"
+    heldout.write_text('{"prompt": "red apple tart"}\n{torn\n')
+    with pytest.raises(InputError, match="broken JSON"):
+        run_index(tmp_path / "a", FRUIT, heldout=heldout)

@@ -374,3 +374,13 @@ def test_a_filter_of_groups_that_remembers_nothing_is_applied(tmp_path: Path, mo
     done = build(Synthesize, values, source="test").run(tmp_path / "run", quiet=True)
     assert done.manifest["counts"]["dropped"] == {"no_river: a river": 1}
     assert done.manifest["counts"]["kept"] == 1
+
+
+def test_the_best_against_each_passes_the_filters_that_are_there_by_default(tmp_path: Path) -> None:
+    """Three pairs of one prompt share their chosen answer: none repeats another. To another prompt it does."""
+    script = [{"when": "", "replies": [GOOD, BAD, f"{BAD}, too", f"{BAD} of another kind"]}]
+    values = make_values(tmp_path, ["first", "second"], script)
+    values["recipe"] = {"name": "best_of_n", "n": 4, "greedy": False, "max_pairs": 3, "against": "all"}
+    done = build(Synthesize, values, source="test").run(tmp_path / "run", quiet=True)
+    assert [pair.prompt[0]["content"] for pair in read(done.folder, "pairs.jsonl", Pair)] == ["first"] * 3
+    assert done.manifest["counts"]["dropped"] == {"near_duplicate: chosen answer came before": 1}

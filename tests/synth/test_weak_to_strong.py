@@ -100,7 +100,8 @@ def test_the_bare_questions_may_be_what_was_asked_and_cut_off_answers_are_no_lab
     strong = write_answers(tmp_path / "s.jsonl", {item.id: [f"So {at}"] for at, item in enumerate(QUESTIONS[:3])})
     done = Agree(prompts=prompts, weak=weak, strong=strong).run(tmp_path / "run", quiet=True)
     assert len(read(done, "groups.jsonl")) == 3
-    assert done.manifest["counts"]["dropped"] == {"join: question came before": 2}
+    assert done.manifest["counts"]["dropped"] == {"join: question came before": 1}
+    assert done.manifest["counts"]["read"] == 4
     cut = write_answers(
         tmp_path / "c.jsonl", {item.id: [f"So {at}"] for at, item in enumerate(QUESTIONS[:3])}, finish="length"
     )
