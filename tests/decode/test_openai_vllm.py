@@ -1,5 +1,6 @@
 """The engine openai_api against a real vLLM."""
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,15 @@ from decode.engines.openai_api import OpenaiApi, OpenaiSession
 
 TURNS = ({"role": "user", "content": "What is the capital of France?"},)
 TEXT = "The capital of France is"
+
+
+def ask(prompt: str, *, adapter: str | None = None, **sampling: Any) -> Request:
+    return Request(id=prompt, prompt=prompt, sampling=Sampling(**sampling), adapter=adapter)
+
+
+def one(session: OpenaiSession, request: Request) -> Result:
+    (result,) = session.complete([request])
+    return result
 
 
 @pytest.fixture(scope="module")
