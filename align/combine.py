@@ -15,6 +15,7 @@ from counterfoil.errors import InputError
 from counterfoil.inputs import InputPath, ModelName
 from counterfoil.job import Job, Run
 from counterfoil.models import find_model, fingerprint_model
+from eval.parts import find_adapter, read_adapter
 
 __all__ = ["Combine"]
 
@@ -37,6 +38,11 @@ class Combine(Job):
             given = f"{len(self.weights)} weights for {len(self.adapters)} adapters"
             raise InputError("weights", given=given, allowed="one for each", do="Add or remove some.")
 
+        kinds = {read_adapter(path, where="adapters").get("task_type") for path in self.adapters}
+        if len(kinds) > 1:
+            given = f"adapters for {' and '.join(sorted(map(str, kinds)))}"
+            raise InputError("adapters", given=given, allowed="adapters for one task", do="Combine those alone.")
+
     def work(self, run: Run) -> None:
         """Stack the updates."""
         import torch
@@ -47,7 +53,7 @@ class Combine(Job):
         run.facts["model"] = fingerprint_model(folder)
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         names = [f"part{at}" for at in range(len(self.adapters))]
-        for name, path in zip(names, self.adapters, strict=True):
+        for name, path in zip(names, map(find_adapter, self.adapters), strict=True):
             if isinstance(model, PeftModel):
                 model.load_adapter(str(path), adapter_name=name)
             else:

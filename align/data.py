@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from counterfoil.records import Message
+from decode.chat import check_template
 
 __all__ = ["Encoded", "encode"]
 
@@ -26,6 +27,8 @@ def encode(tokenizer: Any, prompt: Prompt, answer: str) -> Encoded:
     The prompt is what the tokens of the whole have in common with those of the prompt alone, so that a token which
     changes when the answer is glued on is the answer's.
     """
+    if not isinstance(prompt, str):
+        check_template(tokenizer)
     if isinstance(prompt, str):
         asked, whole = prompt, f"{prompt}{answer}{tokenizer.eos_token}"
         special = True

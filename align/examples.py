@@ -85,6 +85,9 @@ def find_fault(example: Example) -> str:
             return "an answer without a token"
         if not set(range(1, len(answer.spans) + 1)) <= set(numbers):
             return "a span without a token of its own"
+    rows = {tuple(row.ids) for row in example.rows}
+    if len(rows) == 1 < len(example.rows) and not any(answer.token_ids for answer in example.group.answers):
+        return "answers alike in tokens"  # a template may strip what they differ in
     return ""
 
 

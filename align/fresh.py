@@ -19,6 +19,7 @@ from transformers import GenerationConfig
 
 from align.examples import Example, encode_group
 from align.objective import Fresh, LossObjective
+from counterfoil.errors import InputError
 from counterfoil.records import Answer, Completion, Group, Prompt, content_id
 from counterfoil.store import Store
 from decode.chat import encode_prompt
@@ -121,6 +122,10 @@ class Sampler:
         self._store.put("fresh", f"{step:09d} {group.id}", found.model_dump_json())
         if isinstance(found, Group):
             return found
+        if self._objective.refuses(found):
+            given, allowed = f"{found.reason} {found.detail}".strip(), "answers that the objective learns from"
+            do = "Take a scorer whose scores the objective takes."
+            raise InputError("objective.fresh.scorer", given=given, allowed=allowed, do=do)
         return group if group.answers else whole  # equal scores are a lesson too: the answers stay as likely
 
 

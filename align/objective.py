@@ -39,6 +39,10 @@ class Objective(Choice):
     def select(self, group: Group) -> Group | Dropped:
         """Return what this objective learns from a group, or why it cannot."""
 
+    def find_unfit(self, answer: Answer) -> str:
+        """Say why an answer teaches this objective nothing, whatever stands beside it; empty where it may."""
+        return "" if answer.text.strip() or answer.token_ids else "empty"
+
     def parts(self) -> dict[str, Objective]:
         """Return the trainings this objective is made of, each with an adapter of its own, by the adapter's folder."""
         return {"adapter": self}
@@ -132,6 +136,10 @@ class LossObjective(Objective):
             raise ValueError("fresh answers have no spans, which this objective learns from")
         return self
 
+    def refuses(self, found: Dropped) -> bool:
+        """Say whether fresh answers that `select` drops are a mistake, not merely nothing to learn this time."""
+        return found.reason != "all scored alike"
+
     @abstractmethod
     def loss(self, batch: Batch) -> Loss:
         """Return the loss of a batch."""
@@ -155,11 +163,11 @@ def split_pairs(group: Group) -> list[Group]:
 
 
 def select_pair(group: Group) -> Group | Dropped:
-    """Return a group's first chosen and first rejected answer; without roles, its best and its worst by score."""
+    """Return a group's first chosen and first rejected answer; where none has a role, its best and its worst by score."""
     chosen = [item for item in group.answers if item.role == "chosen"]
     rejected = [item for item in group.answers if item.role == "rejected"]
     scored = [item for item in group.answers if item.score is not None]
-    if not (chosen and rejected) and len(scored) > 1:
+    if not (chosen or rejected) and len(scored) > 1:
         ranked: list[Answer] = sorted(scored, key=_score, reverse=True)
         if _score(ranked[0]) == _score(ranked[-1]):
             return drop(group, "all scored alike")

@@ -9,16 +9,18 @@ again goes on from the last whole one.
 import json
 import math
 import shutil
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from align.objective import Objective
 from align.objectives.dpo import Dpo
 from align.training import (
     advise_on_memory,
+    check_trackers,
     find_checkpoint,
     load_trained,
     log_to,
@@ -36,6 +38,7 @@ from counterfoil.jsonl import write_json
 from counterfoil.models import find_model, fingerprint_model
 from counterfoil.records import Dropped, Group, content_id
 from eval.groups import read_groups
+from eval.parts import read_adapter
 
 __all__ = ["Lora", "Train"]
 
@@ -51,6 +54,14 @@ class Lora(Config):
     """On the adapter's input; 0 keeps the policy equal to the reference at the first step."""
     targets: tuple[str, ...] = ("all-linear",)
     """Names of the adapted modules; `all-linear` alone stands for every linear layer but the head."""
+
+    @field_validator("targets")
+    @classmethod
+    def check_targets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """Refuse what would be ignored."""
+        if "all-linear" in value and len(value) > 1:
+            raise ValueError("all-linear stands for every linear layer, and alone")
+        return value
 
     def build(self, task_type: str) -> Any:
         """Return PEFT's config; `task_type` is CAUSAL_LM or SEQ_CLS."""
@@ -77,7 +88,7 @@ class Train(Job):
     model: ModelName = "smollm2"
     """A name, a folder, a GGUF file or a hub id."""
     start: InputPath | None = None
-    """An adapter to go on from; None starts a new one that changes nothing."""
+    """An adapter to go on from, or a run with an `adapter` in it; None starts a new one that changes nothing."""
     reference: Literal["base", "start"] = "base"
     """What the policy is held to: the bare model, or the model with the adapter that training starts from."""
     cache_reference: bool = True
@@ -100,7 +111,7 @@ class Train(Job):
     batch_size: int = Field(default=8, ge=1)
     """Groups (pairs) a step and device."""
     accumulate: int = Field(default=1, ge=1)
-    """Batches whose gradients are added before a step."""
+    """Batches whose gradients are averaged before a step; a last, shorter one counts as much as a whole one."""
     max_tokens: int = Field(default=1024, ge=16)
     """A group with a longer prompt + answer is dropped, never cut."""
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -125,14 +136,27 @@ class Train(Job):
         if self.reference == "start" and self.start is None:
             given, do = "start, and no adapter to start from", "Give start=FOLDER, or leave the reference at base."
             raise ConfigError("reference", given=given, allowed="base, or start with `start`", do=do)
-        if self.start is not None and "lora" in self.model_fields_set:
-            allowed, do = "the shape of the adapter that training starts from", "Leave lora out, or start without one."
-            raise ConfigError("lora", given="a shape beside `start`", allowed=allowed, do=do)
+        if self.reference == "start" and not any(part.needs_reference for part in self.objective.parts().values()):
+            given, do = "start, and an objective that has no reference", "Leave the reference at base."
+            raise ConfigError("reference", given=given, allowed="base", do=do)
+        if self.start is not None:
+            self._check_shape(read_adapter(self.start, where="start"))
+
+    def _check_shape(self, known: dict[str, Any]) -> None:
+        """Refuse a shape beside `start` that is not its own."""
+        keys = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+        for name in sorted(self.lora.model_fields_set & keys.keys()):
+            if getattr(self.lora, name) != known.get(keys[name]):
+                given, allowed = f"{getattr(self.lora, name)} beside `start`", f"{known.get(keys[name])}, as it has"
+                raise ConfigError(
+                    f"lora.{name}", given=given, allowed=allowed, do="Leave it out, or start without one."
+                )
 
     def work(self, run: Run) -> None:
         """Drop what cannot teach; train and save an adapter for each part of the objective."""
         folder = find_model(self.model)
         run.facts |= {"model": fingerprint_model(folder), "seeds": {"seed": self.seed}}
+        check_trackers(self.report_to)
         groups = self._read(run, folder)
         parts = self.objective.parts()
         shares = {
@@ -154,9 +178,13 @@ class Train(Job):
             shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
 
     def _read(self, run: Run, folder: Path) -> list[Group]:
-        from decode.chat import load_tokenizer
+        from decode.chat import check_end, load_tokenizer
+        from decode.loaded import limit_length
 
         tokenizer = load_tokenizer(str(folder))
+        check_end(tokenizer, str(folder))
+        limit = limit_length(self.max_tokens, folder)
+        left_out: Counter[str] = Counter()
         run.open_output("dropped.jsonl")
         run.open_output("metrics.jsonl")
         groups: list[Group] = []
@@ -165,13 +193,18 @@ class Train(Job):
         for row in read_groups(self.data):
             for part in [row] if isinstance(row, Dropped) else self.objective.split(row):
                 num_read += 1
-                kept = part if isinstance(part, Dropped) else self._check(run, part, seen, tokenizer)
+                kept = part if isinstance(part, Dropped) else self._check(run, part, seen, tokenizer, limit)
                 if isinstance(kept, Dropped):
                     run.drop(kept)
-                else:
-                    groups.append(kept)
+                    continue
+                groups.append(kept)
+                if kept.answers and isinstance(part, Group):
+                    left_out.update(why for answer in part.answers if (why := self.objective.find_unfit(answer)))
+        if left_out:
+            run.figures["answers left out"] = dict(sorted(left_out.items()))
         run.counts |= {"read": num_read, "kept": len(groups)}
-        if len({isinstance(group.prompt, str) for group in groups}) > 1:
+        asked = [answer.prompt for group in groups for answer in group.answers if answer.prompt is not None]
+        if len({isinstance(prompt, str) for prompt in (*asked, *(group.prompt for group in groups))}) > 1:
             given, allowed = "texts and conversations", "one of the two in a file"
             raise InputError(
                 f"data: {self.data}", given=given, allowed=allowed, do="Train on them one after the other."
@@ -192,7 +225,9 @@ class Train(Job):
             )
         return kept
 
-    def _check(self, run: Run, group: Group, seen: set[str], tokenizer: Any) -> Group | Dropped:
+    def _check(self, run: Run, group: Group, seen: set[str], tokenizer: Any, limit: int) -> Group | Dropped:
+        from jinja2 import TemplateError
+
         from align.examples import encode_group, find_fault
         from decode.chat import encode_prompt
 
@@ -205,10 +240,14 @@ class Train(Job):
         if mark in seen:
             return Dropped(id=group.id, stage="data", reason="repeated")
         seen.add(mark)
-        example = encode_group(tokenizer, found)
-        lengths = [len(row.ids) for row in example.rows] or [len(encode_prompt(tokenizer, found.prompt))]
-        if max(lengths) > self.max_tokens:
-            detail = f"{max(lengths)} tokens, over {self.max_tokens}"
+        try:
+            example = encode_group(tokenizer, found)
+            lengths = [len(row.ids) for row in example.rows] or [len(encode_prompt(tokenizer, found.prompt))]
+        except TemplateError as error:  # one without a system's turn, turns that must alternate
+            return Dropped(id=group.id, stage="data", reason="refused by the chat template", detail=str(error)[:200])
+        room = fresh.max_new_tokens if fresh is not None else 0
+        if max(lengths) > limit or (room and len(encode_prompt(tokenizer, found.prompt)) + room > limit):
+            detail = f"{max(lengths)} tokens" + (f" and {room} to be drawn" if room else "") + f", over {limit}"
             return Dropped(id=group.id, stage="data", reason="too long", detail=detail)
         if fault := find_fault(example):
             return Dropped(id=group.id, stage="data", reason=fault)
@@ -234,6 +273,8 @@ class Train(Job):
             trainer = make_trainer(self, objective, groups, folder=folder, checkpoints=checkpoints, run=run)
         batches = math.ceil(len(trainer.train_dataset) / (self.batch_size * trainer.args.world_size))
         steps = self.max_steps or math.ceil(math.ceil(batches / self.accumulate) * self.epochs)
+        # By the share transformers takes at least one step, and the first one's rate is 0: one of few, or the only one.
+        trainer.args.warmup_steps = math.floor(self.warmup_frac * steps)
         checkpoint = find_checkpoint(checkpoints)
         stage_name = "train" if name == "adapter" else f"train {name}"
         with run.progress.stage(stage_name, total=steps, already=read_step(checkpoint)) as stage:
@@ -247,7 +288,9 @@ class Train(Job):
                 else:
                     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         history = [
-            {key: _plain(value) for key, value in row.items()} for row in trainer.state.log_history if "loss" in row
+            {key: _plain(value) for key, value in row.items() if key != "num_tokens"}  # TRL's begins anew after a break
+            for row in trainer.state.log_history
+            if "loss" in row
         ]
         if run.leader is not None:
             trainer.save_model(

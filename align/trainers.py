@@ -33,8 +33,10 @@ from counterfoil.job import Run
 from counterfoil.models import fingerprint_model
 from counterfoil.records import Answer, Group
 from counterfoil.store import Store
+from decode.attention import varies_with_batch
 from decode.chat import load_tokenizer
 from decode.head import reads_states
+from eval.parts import find_adapter
 
 if TYPE_CHECKING:
     from align.train import Train
@@ -72,7 +74,10 @@ def make_trainer(
     half = train.dtype == "bfloat16" or (train.dtype == "auto" and torch.cuda.is_available())
     classifies = isinstance(objective, TrlObjective) and objective.trainer == "reward"
     model = _load(train, folder, torch.bfloat16 if half else torch.float32, classifies=classifies)
-    adapter = train.start if train.reference == "start" else None
+    adapter = find_adapter(train.start) if train.start and train.reference == "start" else None
+    if train.cache_reference and varies_with_batch(model):
+        run.progress.say("the reference is computed in each step: this model's positions depend on the batch")
+        train = train.model_copy(update={"cache_reference": False})
     identity = [fingerprint_model(folder), adapter and fingerprint_model(adapter), str(model.dtype)]
 
     def refer(rows: Sequence[Sequence[Row]]) -> list[list[float]]:
@@ -111,15 +116,23 @@ def _load(train: "Train", folder: Path, dtype: torch.dtype, *, classifies: bool)
     _still_attention(model)
     if train.start is None:
         _check_targets(model, train.lora.targets)
-    dropout = train.lora.dropout if train.start is None else _read_start(train.start, classifies=classifies)
+    start = train.start and find_adapter(train.start)
+    dropout = train.lora.dropout if start is None else _read_start(start, classifies=classifies)
     exact = not dropout and can_share(model)
     shares = train.share_prompts or (train.share_prompts is None and not torch.cuda.is_available() and exact)
     if shares and not classifies:
         share_prefixes(model, **({"least_saved": 0} if train.share_prompts else {}))
-    if train.start is None:
-        tuned = get_peft_model(model, train.lora.build("SEQ_CLS" if classifies else "CAUSAL_LM"))
-    else:
-        tuned = PeftModel.from_pretrained(model, str(train.start), is_trainable=True)
+    try:
+        if start is None:
+            tuned = get_peft_model(model, train.lora.build("SEQ_CLS" if classifies else "CAUSAL_LM"))
+        else:
+            tuned = PeftModel.from_pretrained(model, str(start), is_trainable=True)
+    except (ValueError, RuntimeError) as error:  # modules that PEFT cannot adapt; weights of other shapes
+        where, do = (
+            ("lora.targets", _name_targets(model)) if start is None else (f"start: {start}", "Take one of this model.")
+        )
+        given = " ".join(str(error).split())[:300]
+        raise InputError(where, given=given, allowed="an adapter that fits the model", do=do) from error
     if train.gradient_checkpointing:
         tuned.enable_input_require_grads()
     return tuned
@@ -177,7 +190,8 @@ def _settings(train: "Train", checkpoints: Path, *, half: bool) -> dict[str, Any
 def _train_groups(setup: Setup, objective: LossObjective) -> Any:
     install_head(setup.model.get_base_model())
     if objective.needs_reference and setup.train.reference == "start":
-        setup.model.load_adapter(str(setup.train.start), adapter_name=FROZEN, is_trainable=False)
+        assert setup.train.start is not None, "Train.check"
+        setup.model.load_adapter(str(find_adapter(setup.train.start)), adapter_name=FROZEN, is_trainable=False)
         setup.model.set_adapter("default")
     examples = [encode_group(setup.tokenizer, group) for group in setup.groups]
     if objective.needs_reference and setup.train.cache_reference and objective.fresh is None:
@@ -348,9 +362,21 @@ def _check_targets(model: Any, targets: Sequence[str]) -> None:
     known = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules() if "." in name} | {"all-linear"}
     unknown = [name for name in targets if name.rsplit(".", 1)[-1] not in known]
     if unknown:
-        raise InputError(
-            "lora.targets",
-            given=", ".join(unknown),
-            allowed=f"all-linear, or names of modules: {', '.join(sorted(name for name in known if 'proj' in name))}",
-            do="Name modules of this model.",
-        )
+        allowed = "all-linear, or names of modules"
+        raise InputError("lora.targets", given=", ".join(unknown), allowed=allowed, do=_name_targets(model))
+    tied = {id(module.weight) for module in (model.get_input_embeddings(),) if model.config.tie_word_embeddings}
+    both = [name for name, module in model.named_modules() if id(getattr(module, "weight", None)) in tied]
+    if hit := [name for name in targets if any(known == name or known.endswith(f".{name}") for known in both)]:
+        given = f"{', '.join(hit)}, one weight with the {'head' if len(both) > 1 else 'embedding'}"
+        do = "Leave it out: added to the weights, the adapter would change both, and in training one."
+        raise InputError("lora.targets", given=given, allowed="modules with weights of their own", do=do)
+
+
+def _name_targets(model: Any) -> str:
+    """Say which modules an adapter may be put on."""
+    found = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and not isinstance(module, torch.nn.Embedding)
+    }
+    return f"Name modules of this model: lora.targets={','.join(sorted(found - {'lm_head', 'score'}))}."

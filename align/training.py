@@ -5,17 +5,17 @@ import math
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from counterfoil.errors import RunError
+from counterfoil.errors import ConfigError, RunError
 from counterfoil.progress import Stage
 
 __all__ = [
-    "advise_on_memory", "find_checkpoint", "load_trained", "log_to", "read_ratios", "read_step", "refuse_not_finite",
-    "save_whole", "silence", "watch",
+    "advise_on_memory", "check_trackers", "find_checkpoint", "load_trained", "log_to", "read_ratios", "read_step",
+    "refuse_not_finite", "save_whole", "silence", "watch",
 ]  # fmt: skip
 
 LOOK_BACK = 10
@@ -131,6 +131,26 @@ def refuse_not_finite(value: float, records: str, *, step: int, what: str = "los
             do="Train anew with a lower learning_rate (with a preference loss, or a higher beta); the run's folder keeps its "
             "last checkpoint, which start=FOLDER goes on from.",
         )
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise ConfigError for a tracker that transformers does not know, or whose package is not there."""
+    if not names:
+        return
+    from transformers.integrations.integration_utils import (
+        INTEGRATION_TO_CALLBACK,
+        get_available_reporting_integrations,
+    )
+
+    ready = get_available_reporting_integrations()
+    for name in names:
+        if name not in ready:
+            given = f"{name!r}, " + (
+                "whose package is not there" if name in INTEGRATION_TO_CALLBACK else "which is none"
+            )
+            raise ConfigError(
+                "report_to", given=given, allowed=", ".join(sorted(ready)) or "none", do="Install its package."
+            )
 
 
 @contextmanager

@@ -116,7 +116,7 @@ def export_run(folder: Path, manifest: dict[str, Any], *, kind: str, to: Path) -
     if kind == "parquet":
         _write_table(folder, KINDS[found[0]], to)
         return to
-    if strange := [name for at, name in enumerate(KINDS) if name not in found[1:] and (to / name).is_dir()]:
+    if strange := [name for name in KINDS if name not in found[1:] and (to / name).is_dir()]:
         given = f"a folder with another export's {', '.join(strange)}"
         raise InputError(
             str(to), given=given, allowed="a new folder, or one with this run's own export", do="Give another --to."

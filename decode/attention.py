@@ -16,6 +16,7 @@ __all__ = [
     "list_obstacles",
     "replaced_attention",
     "replaced_forward",
+    "varies_with_batch",
 ]
 
 
@@ -30,12 +31,21 @@ def list_obstacles(model: Any) -> list[str]:
         found.append("attention that cannot be replaced")
     if getattr(config, "attn_logit_softcapping", None):
         found.append("soft-capped attention")
+    if varies_with_batch(model):
+        found.append("positions that depend on the longest row of a batch")
     if any(hasattr(module, "sinks") for module in model.modules()):
         found.append("attention sinks")
     return found
 
 
 ENCODER = "an encoder"
+
+
+def varies_with_batch(model: Any) -> bool:
+    """Say whether a row's states depend on the rows beside it: rotary frequencies that are those of the longest one."""
+    given: Any = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = given.values() if all(isinstance(item, dict) for item in given.values()) else [given]
+    return any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds)
 
 
 def list_cache_obstacles(model: Any) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 from counterfoil.errors import EngineError
 from decode.engine import Content, is_token_ids
 
-__all__ = ["check_vocabularies", "encode_prompt", "encode_text", "load_tokenizer"]
+__all__ = ["check_end", "check_template", "check_vocabularies", "encode_prompt", "encode_text", "load_tokenizer"]
 
 
 def load_tokenizer(folder: str) -> Any:
@@ -15,8 +15,17 @@ def load_tokenizer(folder: str) -> Any:
 
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
     if tokenizer.pad_token_id is None:
+        check_end(tokenizer, folder)
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def check_end(tokenizer: Any, folder: str) -> None:
+    """Raise EngineError unless there is a token that ends a sequence."""
+    if tokenizer.eos_token_id is None:
+        given, allowed = "a tokenizer without an end-of-sequence token", "one that has one: without it no answer ends"
+        do = "Set eos_token in tokenizer_config.json."
+        raise EngineError(f"model: {folder}", given=given, allowed=allowed, do=do)
 
 
 def check_vocabularies(first: Path, second: Path) -> None:
@@ -42,6 +51,12 @@ def encode_prompt(tokenizer: Any, prompt: Content) -> list[int]:
         return list(tokenizer.encode(prompt))
     if is_token_ids(prompt):
         return list(prompt)
+    check_template(tokenizer)
+    return list(tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=False))
+
+
+def check_template(tokenizer: Any) -> None:
+    """Raise EngineError unless there is a chat template."""
     if not tokenizer.chat_template:
         raise EngineError(
             "prompt",
@@ -49,7 +64,6 @@ def encode_prompt(tokenizer: Any, prompt: Content) -> list[int]:
             allowed="plain text for a base model, chat messages for a chat model",
             do="Use an instruction-tuned model.",
         )
-    return list(tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=False))
 
 
 def encode_text(tokenizer: Any, text: str | tuple[int, ...]) -> list[int]:

@@ -159,7 +159,7 @@ def limit_length(limit: int, *folders: Path) -> int:
 
     auto: Any = AutoConfig
     known = [getattr(auto.from_pretrained(path).get_text_config(), "max_position_embeddings", None) for path in folders]
-    return min(limit, *(count for count in known if count is not None))
+    return min([limit, *(count for count in known if count is not None)])
 
 
 def _choose_device(wanted: str) -> str:

@@ -190,6 +190,7 @@ def _make_forward(backbone: Any, least_saved: float) -> Callable[..., Any]:
 
     def forward(input_ids: Tensor | None = None, attention_mask: Any = None, **rest: Any) -> Any:
         busy = ("past_key_values", "position_ids", "inputs_embeds", "output_hidden_states", "output_attentions")
+        busy += ("output_router_logits",)  # a row for each place of the batch is wanted, which the trie has not
         flat = attention_mask is None or (isinstance(attention_mask, Tensor) and attention_mask.ndim == 2)
         # A cache of the trie would be of no use to the caller, so one must not be wanted, not even by default.
         alone = rest.get("use_cache") is False and all(rest.get(key) in (None, False) for key in busy)

@@ -4,6 +4,7 @@ A part's name is its folder's. Parts that differ in a number at the end (`nucleu
 their configs may differ in `sampling.seed` alone.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from counterfoil.errors import InputError
 from counterfoil.job import read_manifest
 
-__all__ = ["check_parts", "find_adapter", "list_parts", "name_method", "name_part"]
+__all__ = ["check_parts", "find_adapter", "list_parts", "name_method", "name_part", "read_adapter"]
 
 
 def list_parts(parts: tuple[Path, ...]) -> dict[str, Path]:
@@ -56,6 +57,15 @@ def find_adapter(folder: Path) -> Path:
     """Return an adapter's own folder, where that of a run with an `adapter` in it may be given."""
     inner = folder / "adapter"
     return inner if inner.is_dir() else folder
+
+
+def read_adapter(folder: Path, *, where: str) -> dict[str, Any]:
+    """Return the config of an adapter, or of a run's. Raises InputError where there is none."""
+    path = find_adapter(folder) / "adapter_config.json"
+    if not path.is_file():
+        allowed = "the folder of a PEFT adapter, or of a run with an `adapter` in it"
+        raise InputError(f"{where}: {folder}", given=f"no {path.name} in it", allowed=allowed, do="Check the path.")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _read_settings(manifest: dict[str, Any]) -> dict[str, Any]:

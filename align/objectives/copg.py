@@ -14,14 +14,15 @@ with log-probabilities summed over tokens, where TRL's `ipo` averages them.
 Differences: the sum over pairs is divided by K once more, so that the gradient is a mean over completions, whatever K is.
 """
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from align.objective import Batch, Loss, LossObjective, drop
-from counterfoil.records import Dropped, Group
+from counterfoil.records import Answer, Dropped, Group
 
 __all__ = ["Copg", "copg_loss"]
 
@@ -37,21 +38,34 @@ class Copg(LossObjective):
     preferences: bool = False
     """Forget the scores but for their order, +1/4 and -1/4 for the best and the worst answer: IPO."""
 
-    def select(self, group: Group) -> Group | Dropped:
-        """Take the answers that have scores; a chosen one without has 1, a rejected one 0.
+    @model_validator(mode="after")
+    def check_draws(self) -> Self:
+        """Refuse fresh answers that have nothing to be compared with."""
+        if self.fresh is not None and not self.fresh.role and self.fresh.n < 2:
+            raise ValueError("one fresh answer has none to be compared with: fresh.n has to be 2 or more")
+        return self
 
-        A text that comes twice is one of the data's answers and counts once; of draws (`token_ids`) each counts.
+    def find_unfit(self, answer: Answer) -> str:
+        """Leave out what is empty, and what has neither a score nor a role."""
+        return super().find_unfit(answer) or ("" if answer.score is not None or answer.role else "no score")
+
+    def select(self, group: Group) -> Group | Dropped:
+        """Take the answers that have scores; where none has, a chosen one has 1, a rejected one 0.
+
+        A text that comes twice is one of the data's answers and counts once, by its mean score; of draws (`token_ids`) each
+        counts.
         """
-        own = {
-            item.text if item.token_ids is None else at: item
-            for at, item in enumerate(group.answers)
-            if item.text.strip() or item.token_ids
-        }
-        answers = list(own.values())
+        own: dict[str | int, list[Answer]] = {}
+        for at, item in enumerate(group.answers):
+            if not self.find_unfit(item):
+                own.setdefault(item.text if item.token_ids is None else at, []).append(item)
+        answers = [_merge(items) for items in own.values()]
         if len({item.prompt for item in answers}) > 1:
             return drop(group, "answers to different prompts")
         if all(item.score is None and item.role for item in answers):
             answers = [item.model_copy(update={"score": float(item.role == "chosen")}) for item in answers]
+        elif any(item.score is None for item in answers):
+            return drop(group, "scores of some answers alone")
         scored = sorted((item for item in answers if item.score is not None), key=lambda item: item.score or 0.0)
         if len(scored) < 2:
             return drop(group, "fewer than two different answers with scores")
@@ -72,6 +86,11 @@ class Copg(LossObjective):
         error_N = batch.score_N - batch.mean_of_groups(batch.score_N) - gap_N
         # Where the loss stands cannot be seen from it (its least value depends on the scores); this goes to 0.
         return Loss(value, {"score_error": error_N.detach().pow(2).mean().sqrt(), "score": batch.score_N.mean()})
+
+
+def _merge(same: Sequence[Answer]) -> Answer:
+    scores = [item.score for item in same if item.score is not None]
+    return same[-1].model_copy(update={"score": sum(scores) / len(scores)}) if scores else same[-1]
 
 
 def copg_loss(log_ratio_N: Tensor, score_N: Tensor, group_N: Tensor, *, beta: float) -> Tensor:

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from align.objective import Batch, Loss, LossObjective, drop
-from counterfoil.records import Dropped, Group
+from counterfoil.records import Answer, Dropped, Group
 
 __all__ = ["Distill"]
 
@@ -47,12 +47,21 @@ class Distill(LossObjective):
         """Refuse a loss of nothing."""
         if not self.label_weight + self.contrast_weight:
             raise ValueError("label_weight and contrast_weight are both 0: nothing would be learnt")
+        if self.fresh is not None and self.fresh.role != "rejected":
+            raise ValueError("fresh answers are negatives here, beside the data's own: fresh.role has to be rejected")
         return self
+
+    def find_unfit(self, answer: Answer) -> str:
+        """Leave out what is empty, and what has no weight."""
+        return super().find_unfit(answer) or ("" if self._weights[answer.role] else "no weight")
+
+    @property
+    def _weights(self) -> dict[str, float]:
+        return {"": self.label_weight, "chosen": self.contrast_weight, "rejected": self.contrast_weight * self.beta}
 
     def select(self, group: Group) -> Group | Dropped:
         """Take what has a weight: rationales by role, and as the label an answer without one. A score is in 0..1 or none."""
-        weights = {"": self.label_weight, "chosen": self.contrast_weight, "rejected": self.contrast_weight * self.beta}
-        kept = tuple(item for item in group.answers if item.text.strip() and weights[item.role])
+        kept = tuple(item for item in group.answers if not self.find_unfit(item))
         if not any(item.role == ("chosen" if self.contrast_weight else "") for item in kept):
             return drop(group, "no positive rationale" if self.contrast_weight else "no label")
         wild = [item.score for item in kept if item.score is not None and not 0 <= item.score <= 1]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from align.objective import TrlObjective, select_pair, split_pairs
+from align.objective import TrlObjective, drop, select_pair, split_pairs
 from counterfoil.records import Dropped, Group
 
 __all__ = ["Reward"]
@@ -29,7 +29,9 @@ class Reward(TrlObjective):
         return split_pairs(group)
 
     def select(self, group: Group) -> Group | Dropped:
-        """Take a chosen and a rejected answer."""
+        """Take a chosen and a rejected answer of a chat, as which a text is scored afterwards."""
+        if isinstance(group.prompt, str):
+            return drop(group, "a text, where rewards are of chats")
         return select_pair(group)
 
     def trainer_settings(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 
 from align.objective import Batch, Loss, LossObjective, drop
-from counterfoil.records import Dropped, Group
+from counterfoil.records import Answer, Dropped, Group
 
 __all__ = ["Unlikelihood"]
 
@@ -40,11 +40,14 @@ class Unlikelihood(LossObjective):
     floor: float = Field(default=0.01, gt=0, lt=1)
     """Ascent leaves a token alone once its probability is below this."""
 
+    def find_unfit(self, answer: Answer) -> str:
+        """Leave out what is empty, and a rejected answer without a span, which does not say where its fault is."""
+        spanless = not answer.spans and (answer.role == "rejected" or self.way == "only_spans")
+        return super().find_unfit(answer) or ("no span" if spanless else "")
+
     def select(self, group: Group) -> Group | Dropped:
-        """Take clean answers and answers with spans; a rejected one without a span does not say where its fault is."""
-        kept = [item for item in group.answers if item.text.strip() and (item.spans or item.role != "rejected")]
-        if self.way == "only_spans":
-            kept = [item for item in kept if item.spans]
+        """Take clean answers and answers with spans."""
+        kept = [item for item in group.answers if not self.find_unfit(item)]
         bad = [span for item in kept for span in item.spans if not 0 <= span.start < span.stop <= len(item.text)]
         if bad:
             return drop(group, "a span outside of its answer", f"{bad[0].start} to {bad[0].stop}")

@@ -310,6 +310,19 @@ def test_what_a_part_has_nothing_of_is_said_before_the_first_is_trained(tmp_path
         Train(data=write(tmp_path / "b.jsonl", mixed), model=str(tiny_model), objective=Sft()).run(
             tmp_path / "mixed", quiet=True
         )
-    for settings, reason in (({"reference": "start"}, "reference"), ({"start": tmp_path, "lora": Lora()}, "lora")):
-        with pytest.raises(ConfigError, match=reason):
+    start = tmp_path / "start" / "adapter"
+    start.mkdir(parents=True)
+    (start / "adapter_config.json").write_text(
+        '{"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "task_type": "CAUSAL_LM"}'
+    )
+    Train(data=tmp_path / "b.jsonl", start=start.parent, lora=Lora(rank=16)).check()
+    for settings, reason in (
+        ({"reference": "start"}, "reference"),
+        ({"start": start, "lora": Lora(rank=8)}, "rank"),
+        ({"start": start, "reference": "start", "objective": Sft()}, "no reference"),
+        ({"start": tmp_path}, r"no adapter_config\.json"),
+        ({"report_to": ("nonsense",)}, "which is none"),
+        ({"report_to": ("neptune",)}, "whose package is not there"),
+    ):
+        with pytest.raises((ConfigError, InputError), match=reason):
             Train(data=tmp_path / "b.jsonl", model=str(tiny_model), **settings).run(tmp_path / reason, quiet=True)

@@ -20,7 +20,7 @@ from align.objectives.sft import Sft
 from align.objectives.thought_path import ThoughtPath
 from align.objectives.unlikelihood import Unlikelihood
 from counterfoil.config import list_family
-from counterfoil.records import Answer, Dropped, Group, Span
+from counterfoil.records import Answer, Dropped, Group, Message, Span
 
 LN2 = math.log(2)
 
@@ -71,7 +71,8 @@ def test_what_was_selected_is_selected_again(objective: Objective) -> None:
         [answer("a"), answer("b", spans=[span])],
         paths,
     ]
-    taken = [found for rows in groups if isinstance(found := objective.select(Group.make("Q", rows)), Group)]
+    asked = (Message(role="user", content="Q"),)
+    taken = [found for rows in groups if isinstance(found := objective.select(Group.make(asked, rows)), Group)]
     assert taken
     assert [objective.select(found) for found in taken] == taken
 
@@ -116,7 +117,24 @@ def test_sft_takes_every_answer_of_its_side_or_the_best() -> None:
     assert texts(Sft(side="rejected"), answer("a", score=1), answer("b", score=2)) == ["a"]
     assert reason(Sft(), answer("b", "rejected")) == "no chosen answer"
     assert reason(Decoupled(), answer("b", "rejected")) == "kept"
-    assert reason(Decoupled(), answer("b")) == "neither a chosen nor a rejected answer"
+    assert reason(Decoupled(), answer("b"), answer("c")) == "neither a chosen nor a rejected answer"
+    assert reason(Decoupled(), answer("b ", "chosen"), answer("b", "rejected")) == "chosen equals rejected"
+    assert texts(Sft(), answer("b")) == texts(Sft(), answer("b", score=1)) == ["b"], "one that stands alone"
+    assert reason(Sft(), answer("a", "chosen", score=0), answer("b", score=1)) == "kept"
+    assert reason(Sft(side="rejected"), answer("a", "chosen", score=0), answer("b", score=1)) == "no rejected answer"
+    best = answer("a", score=2, is_cut=True), answer("b", score=1), answer("c", score=0)
+    assert texts(Sft(), *best) == ["b"], "the best of those that are whole"
+    assert reason(Sft(), *best[::2]) == "cut off", "the worst of all is no good answer, whole as it may be"
+
+
+def test_roles_are_never_turned_by_scores() -> None:
+    """A chosen answer stays one beside an unlabelled one with a higher score; two chosen ones are no pair."""
+    for objective in (Dpo(), Ipo()):
+        assert reason(objective, answer("a", "chosen", score=0.2), answer("b", score=0.9)) == "no pair"
+        assert reason(objective, answer("a", "chosen", score=1), answer("b", "chosen", score=0.5)) == "no pair"
+        assert texts(objective, answer("a", score=0.2), answer("b", score=0.9)) == ["b", "a"]
+    some = answer("a", "chosen"), answer("b", "rejected", score=0.1), answer("c", "rejected", score=0.3)
+    assert reason(Copg(), *some) == "scores of some answers alone"
 
 
 def test_copg_takes_scored_answers_once_each() -> None:
@@ -260,7 +278,8 @@ def test_thought_paths_need_twins() -> None:
 
 def test_answers_to_different_prompts_are_no_pair() -> None:
     sides = [answer("a", "chosen", prompt="P1", score=1.0), answer("b", "rejected", prompt="P2", score=0.0)]
-    for objective in (Dpo(), Ipo(), Reward(), Copg()):
+    assert reason(Reward(), *sides) == "a text, where rewards are of chats"
+    for objective in (Dpo(), Ipo(), Copg()):
         assert reason(objective, *sides) == "answers to different prompts"
 
 
@@ -268,6 +287,11 @@ def test_draws_count_each_and_texts_of_the_data_once() -> None:
     drawn = [answer("a", score=float(at), token_ids=[5, at]) for at in range(2)]
     assert texts(Copg(), *drawn, answer("", score=0.0, token_ids=[2])) == ["a", "", "a"]
     assert texts(Copg(), answer("a", score=0.0), answer("a", score=1.0), answer("b", score=2.0)) == ["a", "b"]
+    (found,) = [
+        Copg().select(Group.make("Q", [answer("a", score=0.0), answer("a", score=1.0), answer("b", score=2.0)]))
+    ]
+    assert isinstance(found, Group)
+    assert [item.score for item in found.answers] == [0.5, 2.0], "the mean of its scores"
 
 
 def test_cut_off_answers_are_not_learnt_whole() -> None:
@@ -279,3 +303,7 @@ def test_fresh_answers_are_refused_where_they_teach_nothing() -> None:
     for kind in (Unlikelihood, ThoughtPath):
         with pytest.raises(ValueError, match="no spans"):
             kind(fresh=Fresh())
+    with pytest.raises(ValueError, match=r"fresh\.role has to be rejected"):
+        Distill(fresh=Fresh())
+    with pytest.raises(ValueError, match=r"fresh\.n has to be 2"):
+        Copg(fresh=Fresh(n=1))

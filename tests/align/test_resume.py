@@ -193,7 +193,8 @@ LOSSES = {"copg": Copg(beta=0.5), "unlikelihood": Unlikelihood(), "distill": Dis
 @pytest.mark.parametrize("objective", LOSSES.values(), ids=LOSSES)
 def test_four_at_once_are_four_times_one(objective: Objective, tmp_path: Path, tiny_model: Path) -> None:
     runs = [
-        make_job(tmp_path, tiny_model, objective, batch_size=size, accumulate=4 // size).run(
+        # Adam's first step is as long for the least of gradients, rounding and all, as for any other.
+        make_job(tmp_path, tiny_model, objective, batch_size=size, accumulate=4 // size, warmup_frac=0.5).run(
             tmp_path / str(size), quiet=True
         )
         for size in (4, 1)

@@ -238,7 +238,11 @@ def test_a_target_that_is_no_module_is_an_input_error(tmp_path: Path, tiny_model
     pairs = make_pairs(tmp_path / "pairs.jsonl")
     with pytest.raises(InputError, match="no_proj") as raised:
         make_job(pairs, tiny_model, lora=Lora(targets=("q_proj", "no_proj"))).run(tmp_path / "run", quiet=True)
-    assert "q_proj" in raised.value.allowed
+    assert "gate_proj" in raised.value.do
+    with pytest.raises(InputError, match="one weight with the head"):
+        make_job(pairs, tiny_model, lora=Lora(targets=("q_proj", "embed_tokens"))).run(tmp_path / "tied", quiet=True)
+    with pytest.raises(ValueError, match="all-linear stands for every linear layer, and alone"):
+        Lora(targets=("all-linear", "q_proj"))
 
 
 def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path, tiny_model: Path) -> None:
