@@ -19,7 +19,7 @@ from align.embedding_loss import EmbeddingLoss
 from align.train import Lora
 from align.training import find_checkpoint, log_to, read_step, save_whole, silence, watch
 from align.triplets import read_triplets
-from counterfoil.errors import EngineError, InputError
+from counterfoil.errors import EngineError, InputError, first_line
 from counterfoil.inputs import InputPath, ModelName
 from counterfoil.job import Job, Run
 from counterfoil.models import find_model, fingerprint_model
@@ -137,7 +137,7 @@ class Embed(Job):
             model: Any = SentenceTransformer(str(folder))
         except (OSError, ValueError) as error:
             allowed, do = "a sentence-transformers model or an encoder", "Check the name."
-            raise InputError("model", given=str(error).splitlines()[0], allowed=allowed, do=do) from error
+            raise InputError("model", given=first_line(error), allowed=allowed, do=do) from error
         if self.lora is not None:
             model.add_adapter(self.lora.build("FEATURE_EXTRACTION"))
         return model

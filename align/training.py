@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from counterfoil.errors import ConfigError, RunError
+from counterfoil.errors import ConfigError, RunError, first_line
 from counterfoil.progress import Stage
 
 __all__ = [
@@ -180,7 +180,7 @@ def advise_on_memory(batch_size: int, max_tokens: int, *, checkpointing: bool) -
         ways += [] if checkpointing else ["gradient_checkpointing=true"]
         raise RunError(
             "memory",
-            given=str(error).splitlines()[0][:160] or "none left",
+            given=first_line(error)[:160],
             allowed="a step that fits",
             do=f"Train anew with {', or '.join([*ways, f'max_tokens below {max_tokens}'])}; the run's folder keeps its last "
             "checkpoint, which start=FOLDER goes on from.",

@@ -9,7 +9,7 @@
 The command line prints them without a traceback (`--debug` shows it) and exits with 2.
 """
 
-__all__ = ["ConfigError", "CounterfoilError", "EngineError", "InputError", "RunError"]
+__all__ = ["ConfigError", "CounterfoilError", "EngineError", "InputError", "RunError", "first_line"]
 
 
 class CounterfoilError(Exception):
@@ -41,3 +41,8 @@ class EngineError(CounterfoilError):
 
 class RunError(CounterfoilError):
     """A run folder cannot be used: made by another config, in use by another process, no space left."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's error, or the error's name where it says nothing."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

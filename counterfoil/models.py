@@ -16,7 +16,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from counterfoil.errors import InputError, RunError
+from counterfoil.errors import InputError, RunError, first_line
 from counterfoil.jsonl import write_json
 from counterfoil.store import Store
 
@@ -126,7 +126,7 @@ def _download(name: str) -> Path:
     try:
         return Path(hub.snapshot_download(name, allow_patterns=patterns))
     except (OSError, ValueError, HFValidationError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise _no_model(name, f"not on this machine, and the hub did not give it ({reason})") from error
 
 

@@ -5,7 +5,7 @@ The token is the library's to find (HF_TOKEN, or a login); it is neither read, k
 
 from pathlib import Path
 
-from counterfoil.errors import ConfigError, RunError
+from counterfoil.errors import ConfigError, RunError, first_line
 from counterfoil.export import KINDS
 
 __all__ = ["push_folder"]
@@ -33,13 +33,13 @@ def push_folder(folder: Path, repo: str) -> str:
             allow_patterns=["README.md", *(f"{name}/train-00000-of-00001.parquet" for name in ("data", *KINDS))],
         )
     except HFValidationError as error:
-        given = str(error).splitlines()[0]
+        given = first_line(error)
         raise ConfigError(f"--push {repo}", given=given, allowed="USER/NAME", do="Fix the name.") from error
     except OfflineModeIsEnabled as error:
         do = "Unset HF_HUB_OFFLINE for this command."
         raise RunError(f"--push {repo}", given="HF_HUB_OFFLINE is set", allowed="the hub in reach", do=do) from error
     except Exception as error:  # what its HTTP client raises is of another package in each of its versions
-        given = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        given = first_line(error)
         do = "Check the name, the token's rights and the network, and push again: what is there is not sent twice."
         raise RunError(f"--push {repo}", given=given, allowed="a repository that you may write to", do=do) from error
     return str(made)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from counterfoil.config import fingerprint
-from counterfoil.errors import EngineError, InputError
+from counterfoil.errors import EngineError, InputError, first_line
 from decode.chat import encode_prompt, encode_text
 from decode.engine import Given, GivenLogprobs
 from decode.loaded import Loaded
@@ -37,14 +37,14 @@ def score(
         try:
             rows.append(_encode(loaded, item, gives, max_model_len))
         except (EngineError, ValueError) as error:
-            yield GivenLogprobs(item.id, failure=str(error).splitlines()[0])
+            yield GivenLogprobs(item.id, failure=first_line(error))
     rows.sort(key=_key)
     for _, group in itertools.groupby(rows, key=_key):
         alike = list(group)
         try:
             found = _read(loaded, alike) if alike[0].given.method is None else _force(loaded, alike)
         except (EngineError, InputError) as error:
-            found = [GivenLogprobs(row.given.id, failure=str(error).splitlines()[0]) for row in alike]
+            found = [GivenLogprobs(row.given.id, failure=first_line(error)) for row in alike]
         yield from found
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from counterfoil.errors import EngineError, InputError
+from counterfoil.errors import EngineError, InputError, first_line
 from counterfoil.inputs import InputPath, ModelName
 from counterfoil.job import Job, Run
 from counterfoil.jsonl import read_jsonl, write_json
@@ -191,7 +191,7 @@ class Continuations(Job):
             model = SentenceTransformer(self.embedder)
         except (OSError, ValueError) as error:
             allowed, do = "a sentence-transformers model, by folder or hub id", "Check the name."
-            raise InputError("embedder", given=str(error).splitlines()[0], allowed=allowed, do=do) from error
+            raise InputError("embedder", given=first_line(error), allowed=allowed, do=do) from error
         before = model.encode([prefixes[key] for key in ids], normalize_embeddings=True)
         found: dict[str, Floats] = {}
         with run.progress.stage("embed", total=len(texts)) as shown:

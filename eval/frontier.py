@@ -6,7 +6,6 @@ tokens, in nats. A method is better than another where it scores higher at the s
 2210.10760, figure 1).
 """
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from pydantic import Field
 from counterfoil.errors import InputError
 from counterfoil.inputs import ModelName
 from counterfoil.job import Job, Run, read_manifest
-from counterfoil.jsonl import write_json
+from counterfoil.jsonl import read_lines, write_json
 from counterfoil.records import Completion, Dropped, Prompt
 from decode.engine import Engine, Given, Request, Sampling, Session, require
 from decode.engines.hf import Hf
@@ -226,8 +225,10 @@ def _read_values(runs: Sequence[Path]) -> dict[str, Values]:
     numbers: Counter[str] = Counter()
     for folder in runs:
         rows: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
-        for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for row in read_lines(folder / "samples.jsonl", where="runs"):
+            if isinstance(row, Dropped):
+                do = "Run that job again."
+                raise InputError(f"runs: {folder}", given=row.detail, allowed="what that job wrote", do=do)
             rows[row["policy"]][row["prompt_id"]].append({key: row[key] for key in MEASURED})
         for policy, answered in rows.items():
             method = name_method(Path(policy))

@@ -6,7 +6,7 @@ Source: Reimers and Gurevych 2019 (arXiv 1908.10084), by the library of that nam
 from collections.abc import Sequence
 from typing import Any
 
-from counterfoil.errors import EngineError, InputError
+from counterfoil.errors import EngineError, InputError, first_line
 from counterfoil.models import find_model
 from decode.embedder import Embed, Embedder
 
@@ -31,7 +31,7 @@ class SentenceTransformers(Embedder):
             model: Any = SentenceTransformer(str(folder))
         except (OSError, ValueError) as error:
             allowed, do = "a sentence-transformers model", "Check the name."
-            raise InputError("embedder.model", given=str(error).splitlines()[0], allowed=allowed, do=do) from error
+            raise InputError("embedder.model", given=first_line(error), allowed=allowed, do=do) from error
 
         def embed(texts: Sequence[str]) -> Any:
             import numpy as np

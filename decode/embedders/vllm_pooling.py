@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from counterfoil.errors import EngineError, InputError
+from counterfoil.errors import EngineError, InputError, first_line
 from counterfoil.models import find_model
 from decode.embedder import Embed, Embedder
 from decode.vllm_process import adopt_engine, prepare_environment
@@ -48,7 +48,7 @@ class VllmPooling(Embedder):
             )
         except (OSError, ValueError) as error:
             allowed, do = "an embedding model that vLLM serves", "Take another model, or sentence_transformers."
-            raise InputError("embedder.model", given=str(error).splitlines()[0], allowed=allowed, do=do) from error
+            raise InputError("embedder.model", given=first_line(error), allowed=allowed, do=do) from error
 
         adopt_engine(engine.llm_engine)
         cut = {"truncate_prompt_tokens": -1}  # at the model's own limit

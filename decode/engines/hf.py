@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from counterfoil.config import fingerprint
-from counterfoil.errors import EngineError, InputError
+from counterfoil.errors import EngineError, InputError, first_line
 from counterfoil.models import find_model
 from counterfoil.records import Completion
 from decode.chat import check_vocabularies, encode_prompt
@@ -116,7 +116,7 @@ class HfSession(Session):
             try:
                 ready.append(self._encode(request))
             except (EngineError, ValueError) as error:
-                yield Result(request.id, failure=str(error).splitlines()[0])
+                yield Result(request.id, failure=first_line(error))
         ready.sort(key=lambda row: (self._batch_key(row), len(row.ids)))
         for _, group in itertools.groupby(ready, key=self._batch_key):
             yield from self._answer(list(group))
@@ -154,7 +154,7 @@ class HfSession(Session):
                 completions = self._generate(batch)
             except (EngineError, InputError) as error:
                 # An adapter or a second model that is none: all of this group name it.
-                failure = str(error).splitlines()[0]
+                failure = first_line(error)
                 yield from (Result(name, failure=failure) for name, count in left.items() if count)
                 return
             for row, completion in zip(batch, completions, strict=True):

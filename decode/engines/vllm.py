@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from counterfoil.config import fingerprint
-from counterfoil.errors import EngineError
+from counterfoil.errors import EngineError, first_line
 from counterfoil.models import find_model
 from decode.adapters import merged_model
 from decode.chat import check_vocabularies, encode_prompt, encode_text, load_tokenizer
@@ -188,7 +188,7 @@ class VllmSession(Session):
         except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
             raise EngineError(
                 "engine: vllm",
-                given=f"did not start: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+                given=f"did not start: {first_line(error)}",
                 allowed="a model that this vLLM serves, and memory for it",
                 do="Lower max_model_len, max_num_seqs or kv_cache_gib, or use engine=hf; --debug shows all.",
             ) from error
@@ -226,7 +226,7 @@ class VllmSession(Session):
                         try:
                             mine[number] = (item, self._send(number, item))
                         except (ValueError, EngineError) as error:  # too long, no chat template: this one alone fails
-                            yield fail(item, str(error).splitlines()[0])
+                            yield fail(item, first_line(error))
                         else:
                             self._flying[number] = item.id
                     else:

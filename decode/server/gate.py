@@ -10,6 +10,8 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from counterfoil.errors import first_line
+
 __all__ = ["Gate", "RefusedError", "describe_error", "read_message"]
 
 Scope = MutableMapping[str, Any]
@@ -98,7 +100,7 @@ class Gate:
         try:
             return json.dumps(self._translate(scope["path"], given)).encode()
         except ValueError as error:
-            raise RefusedError(400, str(error).splitlines()[0]) from error
+            raise RefusedError(400, first_line(error)) from error
 
 
 def _read_object(body: bytes) -> dict[str, Any]:

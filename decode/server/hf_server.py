@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
 
 from counterfoil.config import build
-from counterfoil.errors import CounterfoilError
+from counterfoil.errors import CounterfoilError, first_line
 from decode.engine import Request, Result, Sampling
 from decode.engines.hf import Hf, HfSession
 from decode.method import Method
@@ -148,7 +148,7 @@ def _check(requests: list[Request], session: HfSession, engine: Hf) -> None:
             try:
                 length = session.num_tokens(given)
             except Exception as error:  # of the model's template, which may object to anything
-                raise RefusedError(400, f"{where}: {str(error).splitlines()[0]}") from error
+                raise RefusedError(400, f"{where}: {first_line(error)}") from error
             if not length:
                 raise RefusedError(400, f"{where}: an empty text has no token. Leave it out, or give one.")
             if length >= session.max_model_len:

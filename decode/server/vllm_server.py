@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from counterfoil.errors import first_line
 from decode.chat import encode_prompt, load_tokenizer
 from decode.method import LogitsMethod
 from decode.server.gate import Gate, read_message
@@ -76,7 +77,7 @@ class Translate:
         try:
             found = encode_prompt(self._tokenizer, prompt)
         except Exception as error:  # of the model's template, which may object to anything
-            raise ValueError(f"{where}: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"{where}: {first_line(error)}") from error
         if not found:
             raise ValueError(f"{where}: an empty text has no token; leave it out, or give one")
         return found

@@ -16,7 +16,7 @@ from vllm.v1.sample.logits_processor import LogitsProcessor as FirstInterface
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as SecondInterface
 
 from counterfoil.config import build, find_class
-from counterfoil.errors import CounterfoilError
+from counterfoil.errors import CounterfoilError, first_line
 from decode.method import LogitsMethod, Method
 from decode.vllm_plugin.batch import find_batch
 from decode.vllm_plugin.settings import list_numbers
@@ -94,7 +94,7 @@ def _change(method: LogitsMethod, changes: dict[str, Any]) -> LogitsMethod:
     try:
         return build(type(method), values, source="request")
     except CounterfoilError as error:
-        raise ValueError(str(error).splitlines()[0]) from error
+        raise ValueError(first_line(error)) from error
 
 
 class _Processor(FirstInterface, SecondInterface):
