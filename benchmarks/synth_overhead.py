@@ -92,6 +92,7 @@ def serve_synth(pipe: Connection) -> None:
     def work(path: Path) -> int:
         recipe = BestOfN(n=2, max_new_tokens=MAX_NEW_TOKENS)
         with tempfile.TemporaryDirectory() as folder:
+            os.environ["COUNTERFOIL_ANSWERS"] = f"{folder}/answers.sqlite"  # or the next round would find them
             job = Synthesize(task=File(path=path), recipe=recipe, engine=engine)
             done = job.run(Path(folder) / "run", quiet=True)
         session._engine.reset_prefix_cache()
@@ -157,6 +158,7 @@ def book(count: int, pipe: Connection) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "prompts.jsonl"
+        os.environ["COUNTERFOIL_ANSWERS"] = f"{folder}/answers.sqlite"  # kept twice, as by a user, and found by nobody
         reference = {"constraints": [{"kind": "include_word", "word": "river"}]}
         with path.open("w") as stream:
             for number in range(count):
