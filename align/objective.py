@@ -41,7 +41,7 @@ class Objective(Choice):
 
     def find_unfit(self, answer: Answer) -> str:
         """Say why an answer teaches this objective nothing, whatever stands beside it; empty where it may."""
-        return "" if answer.text.strip() or answer.token_ids else "empty"
+        return "" if answer.text.strip() else "empty"
 
     def parts(self) -> dict[str, Objective]:
         """Return the trainings this objective is made of, each with an adapter of its own, by the adapter's folder."""

@@ -157,7 +157,7 @@ class Train(Job):
         folder = find_model(self.model)
         run.facts |= {"model": fingerprint_model(folder), "seeds": {"seed": self.seed}}
         check_trackers(self.report_to)
-        groups = self._read(run, folder)
+        groups, left_out = self._read(run, folder)
         parts = self.objective.parts()
         shares = {
             name: self._share(run, part, groups) for name, part in parts.items()
@@ -173,11 +173,14 @@ class Train(Job):
             figures = _summarise(history, getattr(objective, "beta", None))
             run.figures |= {f"{prefix}{key}": value for key, value in figures.items()}
             passes = history[-1]["epoch"]
+        if left_out:
+            run.figures["answers left out"] = left_out
         run.tokens["trained"] = round(run.tokens.get("trained", 0) * passes)
         if run.leader is None:
             shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
 
-    def _read(self, run: Run, folder: Path) -> list[Group]:
+    def _read(self, run: Run, folder: Path) -> tuple[list[Group], dict[str, int]]:
+        """Return what can teach, and how many answers of it cannot, by reason."""
         from decode.chat import check_end, load_tokenizer
         from decode.loaded import limit_length
 
@@ -200,8 +203,6 @@ class Train(Job):
                 groups.append(kept)
                 if kept.answers and isinstance(part, Group):
                     left_out.update(why for answer in part.answers if (why := self.objective.find_unfit(answer)))
-        if left_out:
-            run.figures["answers left out"] = dict(sorted(left_out.items()))
         run.counts |= {"read": num_read, "kept": len(groups)}
         asked = [answer.prompt for group in groups for answer in group.answers if answer.prompt is not None]
         if len({isinstance(prompt, str) for prompt in (*asked, *(group.prompt for group in groups))}) > 1:
@@ -209,7 +210,7 @@ class Train(Job):
             raise InputError(
                 f"data: {self.data}", given=given, allowed=allowed, do="Train on them one after the other."
             )
-        return groups
+        return groups, dict(sorted(left_out.items()))
 
     def _share(self, run: Run, part: Objective, groups: list[Group]) -> list[Group]:
         """Return what a part of the objective learns from; never nothing."""

@@ -56,9 +56,9 @@ def serve_bare(pipe: Connection) -> None:
 
     def work(path: Path) -> int:
         prompts = [Prompt.model_validate_json(line) for line in path.read_text().splitlines()]
-        chats = [list(item.messages) for item in prompts]
+        chats: list[Any] = [list(item.messages) for item in prompts]  # vLLM has a message type of its own
         seeds = [sampling.model_copy(update={"seed": draw_seed(0, item.id)}) for item in prompts]
-        outputs = llm.chat(chats, [make_sampling_params(item) for item in seeds], use_tqdm=False)  # type: ignore[arg-type]  (its own message type)
+        outputs = llm.chat(chats, [make_sampling_params(item) for item in seeds], use_tqdm=False)
         llm.reset_prefix_cache()
         return sum(len(part.token_ids) for output in outputs for part in output.outputs)
 

@@ -56,15 +56,15 @@ def _number_lines(path: Path, where: str) -> Iterator[tuple[int, dict[str, Any] 
     check_file(path, where)
     with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8", "replace")
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                yield number, _dropped(line.decode("utf-8", "replace"), number, "not UTF-8", str(error))
+                continue
             if not text.strip():
                 continue
             try:
-                line.decode("utf-8")
                 value = json.loads(text)
-            except UnicodeDecodeError as error:
-                yield number, _dropped(text, number, "not UTF-8", str(error))
-                continue
             except (ValueError, RecursionError) as error:  # not JSON, a number of 5000 digits, 100 000 brackets
                 yield number, _dropped(text, number, "broken JSON", str(error))
                 continue

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -23,7 +24,7 @@ from counterfoil.store import Store
 
 __all__ = ["Answers", "shared_path"]
 
-_PARTS = TypeAdapter(list[dict[str, object]])
+_PARTS = TypeAdapter(list[dict[str, Any]])
 
 
 def shared_path() -> Path | None:
@@ -65,7 +66,7 @@ class Answers:
             self._own.put("answer", key, kept)  # so that the run goes on by its own folder alone
         try:
             return tuple(
-                Completion.make(prompt_id=prompt_id, index=start + at, **part)  # type: ignore[arg-type]
+                Completion.make(prompt_id=prompt_id, index=start + at, **part)
                 for at, part in enumerate(_PARTS.validate_json(kept))
             )
         except ValidationError:  # of another version, or of another's hand: it is asked again

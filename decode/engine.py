@@ -118,6 +118,20 @@ class Request:
         )
 
 
+NO_NUMBER = "the log-probability of a token is no number"
+IMPOSSIBLE_NATS = -1e4
+"""Log-probability of a token that a method forbids: minus infinity is no JSON."""
+
+
+def _is_no_number(value: float) -> bool:
+    return math.isnan(value) or value == math.inf
+
+
+def _bound(item: Completion) -> Completion:
+    values = tuple(max(value, IMPOSSIBLE_NATS) for value in item.token_logprobs or ())
+    return item.model_copy(update={"token_logprobs": values or item.token_logprobs})
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """What became of a request: its n completions in order of index, or why there are none."""
@@ -127,15 +141,13 @@ class Result:
     failure: str | None = None
 
     def __post_init__(self) -> None:
-        """Make a failure of log-probabilities that are no numbers, and one that can be written of minus infinity."""
-        if all(math.isfinite(value) for item in self.completions for value in item.token_logprobs or ()):
-            return
-        try:
-            kept = tuple(item.model_copy(update={"token_logprobs": _bound(item)}) for item in self.completions)
-        except ValueError as error:
-            kept = ()
-            object.__setattr__(self, "failure", str(error))
-        object.__setattr__(self, "completions", kept)
+        """Make a failure of log-probabilities that are no numbers, and ones that can be written of minus infinity."""
+        values = [value for item in self.completions for value in item.token_logprobs or ()]
+        if any(map(_is_no_number, values)):
+            object.__setattr__(self, "completions", ())
+            object.__setattr__(self, "failure", NO_NUMBER)
+        elif -math.inf in values:
+            object.__setattr__(self, "completions", tuple(map(_bound, self.completions)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,24 +188,9 @@ class GivenLogprobs:
 
     def __post_init__(self) -> None:
         """Make a failure of values that are no log-probabilities; minus infinity, what a method forbids, is one."""
-        if any(map(_is_none, self.token_logprobs)):
+        if any(map(_is_no_number, self.token_logprobs)):
             object.__setattr__(self, "token_logprobs", ())
             object.__setattr__(self, "failure", NO_NUMBER)
-
-
-NO_NUMBER = "the log-probability of a token is no number"
-IMPOSSIBLE_NATS = -1e4
-"""Log-probability of a token that a method forbids: minus infinity is no JSON."""
-
-
-def _is_none(value: float) -> bool:
-    return math.isnan(value) or value == math.inf
-
-
-def _bound(item: Completion) -> tuple[float, ...] | None:
-    if any(map(_is_none, item.token_logprobs or ())):
-        raise ValueError(NO_NUMBER)
-    return item.token_logprobs and tuple(max(value, IMPOSSIBLE_NATS) for value in item.token_logprobs)
 
 
 def fail(item: Request | Given, why: str) -> Result | GivenLogprobs:

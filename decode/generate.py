@@ -125,12 +125,12 @@ def read_prompts(
     column: str,
     where: str,
     negative: Literal["unread", "may", "must"] = "unread",
-    answered: bool = False,
+    asked: bool = False,
 ) -> Iterator[Prompt | Dropped]:
     """Read prompts from JSONL: Prompt records, or rows whose `column` is a text or a list of messages.
 
-    `negative` says whether the column of that name is read as well, and whether a row without it is dropped. A row whose last
-    message is the assistant's is dropped, since nothing is asked in it, but where it is to be `answered`.
+    `negative` says whether the column of that name is read as well, and whether a row without it is dropped. Where a model is
+    `asked`, a row is dropped that asks nothing: its last message is the assistant's, or empty.
     """
     for row in read_lines(path, where=where):
         if isinstance(row, Dropped):
@@ -154,17 +154,13 @@ def read_prompts(
             except (ValueError, TypeError) as error:
                 yield _drop_row(row, "not a prompt", str(error))
             else:
-                fault = None if answered else _find_fault(prompt.messages) or _find_fault(prompt.negative or ())
-                yield _drop_row(row, *fault) if fault else prompt
+                fault = _find_fault(prompt.messages[-1]) if asked else ""
+                yield _drop_row(row, fault, "the last message") if fault else prompt
 
 
-def _find_fault(messages: Sequence[Message]) -> tuple[str, str] | None:
-    """Say why messages ask nothing: a template would show them, and a model go on from them, all the same."""
-    if messages and messages[-1]["role"] == "assistant":
-        return "answered already", "the last message is the assistant's"
-    if messages and not messages[-1]["content"].strip():
-        return "empty prompt", "the last message is empty"
-    return None
+def _find_fault(last: Message) -> str:
+    """Say why a last message asks nothing: a template would show it, and a model go on from it, all the same."""
+    return "answered already" if last["role"] == "assistant" else "" if last["content"].strip() else "empty prompt"
 
 
 def _drop_row(row: dict[str, Any], reason: str, detail: str = "") -> Dropped:
@@ -253,7 +249,7 @@ class Generate(Job):
         if self.method is not None and "two_prompts" in self.method.needs:
             alone = self.method.find_fault(temperature=0, n=1, has_negative=False)
             negative = "may" if alone is None else "must"
-        return read_prompts(self.prompts, column=self.column, where="prompts", negative=negative)
+        return read_prompts(self.prompts, column=self.column, where="prompts", negative=negative, asked=self.chat)
 
     def _unique(self) -> Iterator[Prompt]:
         seen: set[str] = set()

@@ -156,7 +156,7 @@ class Index(Job):
         """Yield each prompt, or each item of each, once; those of held-out users are dropped."""
         seen, run.counts["read"] = run.store.open_set("entries"), 0
         ids, users = self._read_heldout()
-        for prompt in run.sift(read_prompts(self.corpus, column=self.column, where="corpus", answered=True)):
+        for prompt in run.sift(read_prompts(self.corpus, column=self.column, where="corpus")):
             if Prompt.make(prompt.messages).id in ids or prompt.tags.get(self.user_tag) in users:
                 run.drop(Dropped(id=prompt.id, stage="index", reason="held out"))
                 continue
@@ -174,9 +174,7 @@ class Index(Job):
     def _read_heldout(self) -> tuple[set[str], set[str]]:
         """Return the ids of held-out prompts, whatever their references, and users. Raises InputError for a broken line."""
         ids, users = set[str](), set[str]()
-        for item in (
-            read_prompts(self.heldout, column=self.column, where="heldout", answered=True) if self.heldout else ()
-        ):
+        for item in read_prompts(self.heldout, column=self.column, where="heldout") if self.heldout else ():
             if isinstance(item, Dropped):
                 given, do = f"{item.reason} ({item.detail})", "Mend the line: what is not read is not held out."
                 raise InputError(f"heldout: {self.heldout}", given=given, allowed="a prompt a line", do=do)

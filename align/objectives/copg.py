@@ -46,8 +46,9 @@ class Copg(LossObjective):
         return self
 
     def find_unfit(self, answer: Answer) -> str:
-        """Leave out what is empty, and what has neither a score nor a role."""
-        return super().find_unfit(answer) or ("" if answer.score is not None or answer.role else "no score")
+        """Leave out what has neither a score nor a role, and what is empty, unless it was drawn: its end is then a choice."""
+        empty = "" if answer.token_ids else super().find_unfit(answer)
+        return empty or ("" if answer.score is not None or answer.role else "no score")
 
     def select(self, group: Group) -> Group | Dropped:
         """Take the answers that have scores; where none has, a chosen one has 1, a rejected one 0.

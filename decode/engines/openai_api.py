@@ -270,9 +270,7 @@ class OpenaiSession(Session):
             return True
         strict = body.get("response_format", {}).get("json_schema", {}).get("strict")
         if strict and ("strict" in why or "schema" in why.lower()):
-            self._is_strict = (
-                False  # it has a dialect of schemas that this is not in; what comes back is validated here
-            )
+            self._is_strict = False  # a dialect of schemas that this is not in; what comes back is validated here
             return True
         return False
 

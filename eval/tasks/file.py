@@ -31,7 +31,7 @@ class File(Task):
         where, path = ("path", self.path) if split == "train" else ("heldout", self.heldout)
         if path is None:
             raise InputError(f"task.{where}", given="nothing", allowed="a JSONL file", do=f"Give task.{where}=FILE.")
-        return read_prompts(path, column=self.column, where=f"task.{where}")
+        return read_prompts(path, column=self.column, where=f"task.{where}", asked=True)
 
     def size(self, split: Split) -> int | None:
         """Count the lines of a split's file."""

@@ -76,6 +76,7 @@ class WeakToStrong(Recipe):
         yield from SelfConsistency(marked=self.marked).grade(prompt, samples)
         yield [agree(prompt, weak, strong, keep=self.keep, marked=self.marked)]
         found = vote(
+            # As the job `synth vote` draws, which makes the same of the same answers.
             prompt, weak, samples, random.Random(draw_seed(self._seed, prompt.id)), drop_below=self.drop_below,
             override_at=self.override_at, max_pairs=self.max_pairs, marked=self.marked,
         )  # fmt: skip

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from safetensors.torch import load_file
@@ -20,6 +20,7 @@ from counterfoil.job import Finished
 from counterfoil.models import find_model
 from counterfoil.records import Answer, Completion, Group, Message, Prompt, Score
 from eval.scorer import LocalScorer
+from eval.scorers.chance import Chance
 
 SIZES = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -69,13 +70,15 @@ def write(path: Path, groups: list[Group]) -> Path:
 
 def make_groups(path: Path, *, count: int = 6, length: int = 1) -> Path:
     """Write pairs of unlike lengths, with scores."""
-    sides = [("chosen", "It is fine.", 1.0), ("rejected", "No idea, none at all.", 0.0)]
+    sides: list[tuple[Literal["chosen", "rejected"], str, float]] = [
+        ("chosen", "It is fine.", 1.0), ("rejected", "No idea, none at all.", 0.0)
+    ]  # fmt: skip
     return write(
         path,
         [
             Group.make(
                 ask(f"Tell me of number {at}. " + "And more. " * at * length),
-                [Answer(text=text, role=role, score=score) for role, text, score in sides],  # type: ignore[arg-type]
+                [Answer(text=text, role=role, score=score) for role, text, score in sides],
             )
             for at in range(count)
         ],
@@ -172,7 +175,7 @@ def test_what_is_longer_than_the_model_is_dropped(tmp_path: Path, make_model: Ca
     done = train(model, data, Dpo())
     dropped = done.manifest["counts"]["dropped"]["data: too long"]
     assert 0 < dropped < 8
-    fresh = Fresh(every=1, n=2, max_new_tokens=30, scorer={"name": "chance"})  # type: ignore[arg-type]
+    fresh = Fresh(every=1, n=2, max_new_tokens=30, scorer=Chance())
     done = train(model, data, Copg(fresh=fresh))
     assert dropped < done.manifest["counts"]["dropped"]["data: too long"] < 8
 

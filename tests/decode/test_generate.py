@@ -12,7 +12,7 @@ from counterfoil.config import build
 from counterfoil.errors import EngineError, RunError
 from counterfoil.job import Finished, Run
 from counterfoil.progress import Progress
-from counterfoil.records import Completion, Dropped, Prompt
+from counterfoil.records import Completion, Dropped, Message, Prompt
 from counterfoil.store import Store
 from decode.engine import Engine, Request, Sampling, require
 from decode.engines.scripted import Scripted
@@ -218,14 +218,18 @@ def test_what_is_needed_is_asked_of_the_engine_first(tmp_path: Path) -> None:
 
 def test_a_row_that_asks_nothing_is_dropped(tmp_path: Path) -> None:
     """One that is answered already would be answered again, and its pair learnt after the known answer; NaN is no JSON."""
-    asked, answered = ({"role": role, "content": f"by the {role}"} for role in ("user", "assistant"))
+    asked, answered = (Message(role=role, content=f"by the {role}") for role in ("user", "assistant"))
     rows: list[dict[str, Any]] = [
         {"messages": [asked, answered]}, {"messages": [asked, answered, asked]}, {"prompt": " \n"},
         {"messages": None, "prompt": "hi"}, {"messages": []}, {"prompt": "x", "reference": {"answer": math.nan}},
     ]  # fmt: skip
     path = write_lines(tmp_path / "x.jsonl", *rows)
-    found = list(read_prompts(path, column="prompt", where="prompts"))
+    found = list(read_prompts(path, column="prompt", where="prompts", asked=True))
     told = [item.reason if isinstance(item, Dropped) else item.messages[-1]["content"] for item in found]
     assert told == ["answered already", "by the user", "empty prompt", "hi", "empty prompt", "not a prompt"]
-    (first, *_) = read_prompts(path, column="prompt", where="corpus", answered=True)
-    assert first == Prompt.make([asked, answered])  # type: ignore[list-item]
+    (first, *_) = read_prompts(path, column="prompt", where="corpus")
+    assert first == Prompt.make([asked, answered]), "a text to index is no question"
+    bare = write_lines(tmp_path / "bare.jsonl", {"prompt": "x", "negative": ""})
+    assert list(read_prompts(bare, column="prompt", where="prompts", negative="must", asked=True)) == [
+        Prompt.make("x", negative="")
+    ], "what a prompt is contrasted with may say nothing"
