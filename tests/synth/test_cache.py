@@ -138,13 +138,16 @@ def test_another_revision_template_or_adapter_in_its_place_is_asked_anew(name: s
 
 
 def test_other_messages_are_asked_anew_row_by_row(place: Place) -> None:
-    """One word in one row is one request; the same rows in another order, or with other tags, are none."""
+    """One word in one row is one request, and so is another reference; other order or other tags of the rows are none."""
     rows = [json.loads(line) for line in place.rows.read_text().splitlines()]
     place.rows.write_text("".join(json.dumps(row | {"tags": {"kind": "b"}}) + "\n" for row in reversed(rows)))
     assert place.count() == 0
     rows[3]["prompt"] += "!"
     place.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert place.count() == 1
+    rows[5]["reference"] = {"constraints": [{"kind": "include_word", "word": "hill"}]}
+    place.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert place.count() == 1, "the seed of a row's samples is of its reference as well"
 
 
 def test_another_schema_is_asked_anew_by_the_judge_alone(place: Place) -> None:
