@@ -23,6 +23,8 @@ from counterfoil.errors import InputError
 from counterfoil.records import Answer, Completion, Group, Prompt, content_id
 from counterfoil.store import Store
 from decode.chat import encode_prompt
+from decode.draw import Draw
+from decode.engine import Sampling
 
 __all__ = ["Sampler"]
 
@@ -66,28 +68,29 @@ class Sampler:
                 self._copies[int(age)][name] = kept.get_tensor(key)
 
     def _draw(self, model: Any, groups: Sequence[Group], step: int) -> list[list[Answer]]:
-        """Draw answers to all prompts at once; the same step draws the same ones, whatever was drawn before."""
+        """Draw answers to all prompts at once, each with a generator of its own.
+
+        A group's are the same at a step, whatever is drawn before or beside them, in whichever process.
+        """
         stops = model.generation_config.eos_token_id
         stops = self._tokenizer.eos_token_id if stops is None else stops
-        asked = [encode_prompt(self._tokenizer, group.prompt) for group in groups]
+        fresh = self._fresh
+        asked = [encode_prompt(self._tokenizer, group.prompt) for group in groups for _ in range(fresh.n)]
+        seeds = [int(content_id(self._seed, step, group.id, at)[:15], 16) for group in groups for at in range(fresh.n)]
         batch = self._tokenizer.pad({"input_ids": asked}, return_tensors="pt").to(model.device)
         training, usual = model.training, model.generation_config
         model.eval()
         try:
-            with torch.random.fork_rng(), torch.no_grad(), _weights(model, self._copies[-1]):
-                torch.manual_seed(int(content_id(self._seed, step, [group.id for group in groups])[:15], 16))
+            with torch.no_grad(), _weights(model, self._copies[-1]):
                 # In place of the model's own, whose penalties and cuts would fill in what a request leaves open.
                 model.generation_config = GenerationConfig(
-                    do_sample=True,
-                    temperature=self._fresh.temperature,
-                    num_return_sequences=self._fresh.n,
-                    max_new_tokens=self._fresh.max_new_tokens,
+                    do_sample=False,  # the loop is greedy over what Draw returns
+                    max_new_tokens=fresh.max_new_tokens,
                     pad_token_id=self._tokenizer.pad_token_id,
                     eos_token_id=stops,
-                    top_k=0,
-                    top_p=1.0,
                 )
-                found = model.generate(**batch)[:, batch["input_ids"].shape[1] :]
+                draw = Draw(Sampling(temperature=fresh.temperature), seeds=seeds, device=str(model.device))
+                found = model.generate(**batch, logits_processor=[draw])[:, batch["input_ids"].shape[1] :]
         finally:
             model.generation_config = usual
             model.train(training)
@@ -98,11 +101,11 @@ class Sampler:
                 text=self._tokenizer.decode(row[:size], skip_special_tokens=True),
                 token_ids=tuple(row[:size].tolist()),
                 is_cut=not bool(end.any()),
-                role=self._fresh.role,
+                role=fresh.role,
             )
             for row, size, end in zip(found, sizes, ends, strict=True)
         ]
-        return [drawn[at : at + self._fresh.n] for at in range(0, len(drawn), self._fresh.n)]
+        return [drawn[at : at + fresh.n] for at in range(0, len(drawn), fresh.n)]
 
     def _judge(self, group: Group, drawn: Sequence[Answer], step: int) -> Group:
         prompt = Prompt.make(group.prompt, reference=group.reference)  # pyright: ignore[reportArgumentType]

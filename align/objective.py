@@ -109,7 +109,7 @@ class Fresh(Config):
     """How many copies ago: with every=50 and lag=5 the policy of 250 to 300 steps before answers."""
     n: int = Field(default=4, ge=1)
     """Answers a prompt."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=0.01)
     """Of the draws; contrastive policy gradient equals RLOO at 1."""
     max_new_tokens: int = Field(default=128, ge=1)
     """Cut an answer off after this many tokens."""

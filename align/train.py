@@ -204,6 +204,8 @@ class Train(Job):
                 if kept.answers and isinstance(part, Group):
                     left_out.update(why for answer in part.answers if (why := self.objective.find_unfit(answer)))
         run.counts |= {"read": num_read, "kept": len(groups)}
+        lost = [f"{reason} {count}" for reason, count in sorted(run.dropped.items())]
+        run.progress.say(f"data: kept {len(groups)} of {num_read}" + ("; dropped: " + ", ".join(lost) if lost else ""))
         asked = [answer.prompt for group in groups for answer in group.answers if answer.prompt is not None]
         if len({isinstance(prompt, str) for prompt in (*asked, *(group.prompt for group in groups))}) > 1:
             given, allowed = "texts and conversations", "one of the two in a file"
@@ -276,7 +278,7 @@ class Train(Job):
         steps = self.max_steps or math.ceil(math.ceil(batches / self.accumulate) * self.epochs)
         # By the share transformers takes at least one step, and the first one's rate is 0: one of few, or the only one.
         trainer.args.warmup_steps = math.floor(self.warmup_frac * steps)
-        checkpoint = find_checkpoint(checkpoints)
+        checkpoint = find_checkpoint(checkpoints, processes=trainer.args.world_size)
         stage_name = "train" if name == "adapter" else f"train {name}"
         with run.progress.stage(stage_name, total=steps, already=read_step(checkpoint)) as stage:
             beta = getattr(objective, "beta", None)

@@ -14,7 +14,7 @@ import importlib.util
 import json
 import pkgutil
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeGuard, TypeVar
 
@@ -27,7 +27,7 @@ from counterfoil.records import content_id
 
 __all__ = [
     "Choice", "Config", "apply_override", "build", "dump", "find_class", "find_config", "fingerprint", "list_configs",
-    "list_family", "parse_override", "read_yaml",
+    "list_family", "list_parts", "parse_override", "read_yaml", "walk_configs",
 ]  # fmt: skip
 
 
@@ -39,6 +39,11 @@ class Config(BaseModel):
     """Frozen, typed; an unknown key is refused with the name that was probably meant."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    INCIDENTAL: ClassVar[frozenset[str]] = frozenset()
+    """Fields that change no result, only how it is come to: how many at a time, how patiently."""
+    LIMITS: ClassVar[frozenset[str]] = frozenset()
+    """Fields that say where a run ends, and nothing about what comes before."""
 
     @model_validator(mode="before")
     @classmethod
@@ -151,6 +156,24 @@ def dump(value: Any) -> Any:
         items: list[Any] = list(value)  # pyright: ignore[reportUnknownArgumentType]  (of anything)
         return [dump(item) for item in items]
     return str(value)
+
+
+def list_parts(value: Any) -> dict[str, Any]:
+    """Map what follows a field's name to what is there: nothing to a lone value, `[0]` and `.name` to those of several."""
+    if isinstance(value, tuple):
+        return {f"[{at}]": part for at, part in enumerate(value)}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if _is_mapping(value):
+        return {f".{name}": part for name, part in value.items()}
+    return {"": value}
+
+
+def walk_configs(config: Config, place: str = "") -> Iterator[tuple[str, Config]]:
+    """Yield a config and all those in it, each with what its fields' places begin with: `filters[0].`."""
+    yield place, config
+    for key in type(config).model_fields:
+        for suffix, part in list_parts(getattr(config, key)).items():
+            if isinstance(part, Config):
+                yield from walk_configs(part, f"{place}{key}{suffix}.")
 
 
 def fingerprint(value: Any) -> str:

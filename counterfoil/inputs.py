@@ -7,15 +7,16 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, get_args
 
-from counterfoil.config import Config
+from counterfoil.config import Config, list_parts, walk_configs
 from counterfoil.errors import InputError
 from counterfoil.jsonl import describe_file
 from counterfoil.models import find_model, fingerprint_model, is_local
 
 __all__ = [
-    "AdapterName", "InputPath", "ModelName", "describe_input", "find_inputs", "find_weights", "list_path_fields",
+    "AdapterName", "InputPath", "ModelName", "describe_input", "find_incidental", "find_inputs", "find_limits",
+    "find_weights", "list_path_fields",
     "without_paths",
 ]  # fmt: skip
 
@@ -64,6 +65,16 @@ def find_weights(config: Config, *, download: bool) -> dict[str, str]:
     return found
 
 
+def find_incidental(config: Config) -> list[str]:
+    """List the places of fields that change no result."""
+    return [f"{place}{key}" for place, part in walk_configs(config) for key in sorted(part.INCIDENTAL)]
+
+
+def find_limits(config: Config) -> list[str]:
+    """List the places of fields that say where a run ends."""
+    return [f"{place}{key}" for place, part in walk_configs(config) for key in sorted(part.LIMITS)]
+
+
 def _walk(config: Config, prefix: str, engine: Any) -> Iterator[tuple[str, Any, frozenset[type], Any]]:
     """Yield each marked value that is not None: its place, its marks, and the engine that its model would be run by.
 
@@ -73,12 +84,7 @@ def _walk(config: Config, prefix: str, engine: Any) -> Iterator[tuple[str, Any, 
     for key, item in type(config).model_fields.items():
         value: Any = getattr(config, key)
         marks = frozenset(_find_marks([*item.metadata, item.annotation]))
-        parts: dict[str, Any] = {"": value}
-        if isinstance(value, tuple):
-            parts = {f"[{at}]": part for at, part in enumerate(cast("tuple[Any, ...]", value))}
-        elif isinstance(value, Mapping):
-            parts = {f".{name}": part for name, part in cast("Mapping[str, Any]", value).items()}
-        for suffix, part in parts.items():
+        for suffix, part in list_parts(value).items():
             place = f"{prefix}{key}{suffix}"
             if isinstance(part, Config):
                 yield from _walk(part, f"{place}.", engine if suffix.startswith(".") else None)
@@ -119,19 +125,25 @@ def describe_input(name: str, path: Path) -> dict[str, Any]:
     return {"path": str(path), "files": {str(item.relative_to(path)): describe_file(item).sha256 for item in files}}
 
 
-def without_paths(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run's job, config and inputs without where the latter lie: the same content elsewhere is the same input."""
+def without_paths(identity: Mapping[str, Any], *, is_done: bool = True) -> dict[str, Any]:
+    """Return what a run is known by: its job, code, config and inputs, without where the latter lie and what is incidental.
+
+    The same content elsewhere is the same input, and a run goes on with more at a time, or more patience; one that is not
+    done also with other limits.
+    """
     inputs = {
         key: {name: fact for name, fact in facts.items() if name != "path"} for key, facts in identity["inputs"].items()
     }
     config = json.loads(json.dumps(identity["config"]))
     for key in inputs:
-        _blank(config, key.partition(" ")[0])  # `parts[0] synth` stands for the field `parts[0]`
-    return {"job": identity["job"], "config": config, "inputs": inputs}
+        _blank(config, key.partition(" ")[0], also_none=False)  # `parts[0] synth` stands for the field `parts[0]`
+    for place in (*identity.get("incidental", ()), *(() if is_done else identity.get("limits", ()))):
+        _blank(config, place, also_none=True)
+    return {"job": identity["job"], "code": identity.get("code", {}), "config": config, "inputs": inputs}
 
 
-def _blank(config: Any, place: str) -> None:
-    """Take the path at a place out of a config, and nothing beside it; a pipeline's places are no places in its own."""
+def _blank(config: Any, place: str, *, also_none: bool) -> None:
+    """Take the value at a place out of a config, and nothing beside it; a pipeline's places are no places in its own."""
     if not PLACE.fullmatch(place):
         return
     *parents, last = [int(part) if part.isdigit() else part for part in re.findall(r"\w+", place)]
@@ -139,7 +151,7 @@ def _blank(config: Any, place: str) -> None:
     try:
         for parent in parents:
             inside = inside[parent]
-        if inside[last] is not None:
+        if also_none or inside[last] is not None:
             inside[last] = ""
     except (KeyError, IndexError, TypeError):
         return

@@ -27,10 +27,10 @@ from typing import IO, Any, ClassVar, TypeVar
 
 from counterfoil.config import Config, dump
 from counterfoil.errors import ConfigError, RunError
-from counterfoil.inputs import describe_input, find_inputs, find_weights, without_paths
+from counterfoil.inputs import describe_input, find_incidental, find_inputs, find_limits, find_weights, without_paths
 from counterfoil.jsonl import describe_file, open_atomic, write_json
 from counterfoil.progress import Progress
-from counterfoil.provenance import describe_git, describe_versions
+from counterfoil.provenance import describe_code, describe_git, describe_versions
 from counterfoil.records import Dropped, Record, content_id
 from counterfoil.store import Store
 
@@ -234,6 +234,9 @@ class Job(Config):
             "job": f"{type(self).__module__}.{type(self).__name__}",
             "config": self.describe(),
             "inputs": {key: describe_input(key, path) for key, path in self.inputs().items()},
+            "code": describe_code(self),
+            "incidental": find_incidental(self),
+            "limits": find_limits(self),
         }
 
     def _perform(
@@ -260,6 +263,7 @@ class Job(Config):
             "overrides": list(overrides),
             "inputs": identity["inputs"],
             "weights": identity["weights"],
+            "code": identity["code"],
             "outputs": _describe_outputs(path),
             "counts": run.counts | {"dropped": dict(sorted(run.dropped.items()))},
             "tokens": run.tokens,
@@ -313,7 +317,11 @@ def _check_folder(path: Path, identity: dict[str, Any], *, pinned: bool) -> dict
         before: dict[str, Any] = json.loads(stub.read_text(encoding="utf-8"))
     except json.JSONDecodeError:
         before = {}
-    old, new = without_paths(before) if "config" in before else {}, without_paths(json.loads(json.dumps(identity)))
+    manifest = read_manifest(path)
+    before = before and before | {key: identity[key] for key in ("incidental", "limits")}
+    old, new = (
+        without_paths(part, is_done=manifest is not None) if "config" in part else {} for part in (before, identity)
+    )
     # Weights that are not to be had now, or were not then, say nothing.
     kept: dict[str, str] = before.get("weights", {})
     found: dict[str, str] = identity["weights"]
@@ -323,16 +331,16 @@ def _check_folder(path: Path, identity: dict[str, Any], *, pinned: bool) -> dict
     if old != new and not pinned and old.get("job") == new["job"]:
         return None
     if old != new:
-        changed = [key for key in ("job", "inputs", "weights") if old.get(key) != new.get(key)]
+        changed = [key for key in ("job", "code", "inputs", "weights") if old.get(key) != new.get(key)]
         config = old.get("config", {})
         changed += [key for key in new["config"] if config.get(key) != new["config"][key]]
         raise RunError(
             str(path),
             given=f"made by another config (differs in: {', '.join(changed)})",
-            allowed="the config, inputs and weights that the folder was made with",
+            allowed="the code, config, inputs and weights that the folder was made with",
             do="Give another --to, or delete the folder to start anew.",
         )
-    return read_manifest(path)
+    return manifest
 
 
 def _has_failed(counts: dict[str, Any]) -> bool:

@@ -249,8 +249,6 @@ class Engine(Choice):
     """A choice of engine; light until `open()`."""
 
     FOLDER: ClassVar[str] = "decode.engines"
-    INCIDENTAL: ClassVar[frozenset[str]] = frozenset()
-    """Fields that change no answer: how many at a time, how patiently."""
     gives: ClassVar[frozenset[str]]
     """Out of: chat, text, n, stop, seed, logprobs, given_logprobs, adapters, cancel, num_tokens, beams, schema; and what
     methods need: states, layers, two_models, two_prompts, two_adapters."""

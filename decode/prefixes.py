@@ -197,9 +197,11 @@ def _make_forward(backbone: Any, least_saved: float) -> Callable[..., Any]:
         if input_ids is None or not flat or not alone:
             return plain(input_ids=input_ids, attention_mask=attention_mask, **rest)
         trie = Trie.build(input_ids, attention_mask)
-        if len(trie.source) > (1 - least_saved) * input_ids.numel():
-            return plain(input_ids=input_ids, attention_mask=attention_mask, **rest)
         rest = {key: value for key, value in rest.items() if key not in busy}  # given, as None
+        if len(trie.source) > (1 - least_saved) * input_ids.numel():
+            if attention_mask is not None:  # learnt positions would count padding on the left, as the trie does not
+                rest["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+            return plain(input_ids=input_ids, attention_mask=attention_mask, **rest)
         result = plain(
             input_ids=input_ids.reshape(-1)[trie.source][None],
             # transformers hands a mask of four dimensions through as it is; ours is in the trie.

@@ -1,13 +1,15 @@
 """Answers(Job): finished decode runs on the same prompts, scored, with paired intervals against one of them.
 
-A win is a prompt with a higher score than the baseline's; a tie counts half. Of several seeds of one method
-(eval/parts.py), a prompt's score is the mean. Prompts that share a tag (`group_by`), such as several about one fact, are no
-independent draws: their mean is then one value, and the intervals are over groups.
+A win is a prompt with a higher score than the baseline's; a tie counts half. Of several seeds of one method (eval/parts.py),
+and of finished runs of this job that are joined (`runs`), a prompt's score is the mean. Prompts that share a tag
+(`group_by`), such as several about one fact, are no independent draws: their mean is then one value, and the intervals are
+over groups.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -16,19 +18,20 @@ from counterfoil.errors import InputError
 from counterfoil.inputs import InputPath
 from counterfoil.job import Job, Run
 from counterfoil.jsonl import read_jsonl, write_json
-from counterfoil.records import Completion, Dropped, Prompt
+from counterfoil.records import Completion, Dropped, Prompt, Score
 from decode.generate import read_prompts
 from decode.speaker import Role
 from eval.grading import check_roles, grade_all
-from eval.parts import check_parts, list_parts, name_method
+from eval.parts import check_parts, list_parts, name_method, name_part
 from eval.scorer import Scorer
 from eval.scorers.exact_answer import ExactAnswer
+from eval.seeds import check_runs, read_runs
 from eval.stats import mean_interval, paired_difference, recovered_gap
 
 __all__ = ["Answers"]
 
-_Means = dict[str, float]
-"""A value for each prompt, by its id."""
+_Row = dict[str, Any]
+"""Of one part and one prompt: `part`, `prompt_id`, `group` (what counts together), `score`, `original`."""
 
 
 class Answers(Job):
@@ -36,10 +39,13 @@ class Answers(Job):
 
     VERB: ClassVar[str] = "eval"
 
-    prompts: InputPath
+    prompts: InputPath | None = None
     """JSONL of the prompts, with the references that the scorer needs."""
-    parts: tuple[Path, ...] = Field(min_length=1)
+    parts: tuple[Path, ...] = ()
     """Folders of finished decode runs on them."""
+    runs: tuple[Path, ...] = ()
+    """Instead of prompts and parts: finished runs of this job, of the same methods with other seeds. Their scores stand; the
+    prompts may be others in each, and one that several asked counts once, by its mean."""
     scorer: Scorer = ExactAnswer()
     """What judges an answer; one that compares sees a prompt's answers of all parts together."""
     roles: dict[str, Role] = {}
@@ -58,41 +64,53 @@ class Answers(Job):
     """Of the resampling."""
 
     def inputs(self) -> dict[str, Path]:
-        """Return the prompts and each part's answers."""
-        return super().inputs() | list_parts(self.parts)
+        """Return the prompts and each part's answers, or the runs' scores."""
+        scored = {f"runs[{at}]": folder / "scores.jsonl" for at, folder in enumerate(self.runs)}
+        return super().inputs() | scored | list_parts(self.parts)
 
     def check(self) -> None:
-        """Raise InputError for a part that is not finished, and what `check_roles` raises."""
+        """Raise InputError for a part or run that is not finished, and what `check_roles` raises."""
+        check_runs(self.runs, instead_of="parts", given=self.parts, same=("scorer", "roles", "group_by"))
+        if bool(self.parts) != bool(self.prompts) or (self.runs and self.group_by):
+            given = f"prompts: {self.prompts}, group_by: {self.group_by}"
+            allowed = "prompts beside parts; neither beside runs, which have their own"
+            raise InputError(
+                "prompts, group_by", given=given, allowed=allowed, do="Give prompts=FILE.jsonl parts=RUN,RUN."
+            )
         check_parts(self.parts)
         check_roles(self.scorer, self.roles)
 
     def work(self, run: Run) -> None:
-        """Score every answer, then compare methods over the prompts that all of them answered."""
+        """Score every answer, or take the runs' scores; compare methods over the prompts that all of a run answered."""
+        rows = self._join() if self.runs else self._score(run)
+        summary = self._summarise(_average(rows, "score"), _average(rows, "original"))
+        num_prompts, num_groups = (len({row[key] for row in rows}) for key in ("prompt_id", "group"))
+        write_json(run.folder / "summary.json", summary | {"num_prompts": num_prompts, "num_groups": num_groups})
+        run.counts["kept"] = num_prompts
+        run.figures |= {f"{name}": row["score"] for name, row in summary["methods"].items()}
+
+    def _join(self) -> list[_Row]:
+        """Return the runs' rows. Raises InputError for a run that lacks a method: it would be averaged over others."""
+        found = list(read_runs(self.runs, "scores.jsonl"))
+        known = [
+            {name_method(Path(row["part"])) for at, row in found if at == number} for number in range(len(self.runs))
+        ]
+        for folder, methods in zip(self.runs, known, strict=True):
+            if lacking := set.union(*known) - methods:
+                given, do = f"no answers of {', '.join(sorted(lacking))}", "Take runs that have the same methods."
+                raise InputError(f"runs: {folder}", given=given, allowed="the same methods in all", do=do)
+        return [row for _, row in found]
+
+    def _score(self, run: Run) -> list[_Row]:
+        """Return a row for each part and each prompt that all parts answered, and write it.
+
+        A prompt's answers are graded together, those of all parts: a judge may compare them with each other.
+        """
+        assert self.prompts is not None, "checked"
         prompts: dict[str, Prompt] = {}
         for item in run.sift(read_prompts(self.prompts, column="prompt", where="prompts", negative="may")):
             prompts[item.id] = item
             prompts[Prompt.make(item.messages, reference=item.reference).id] = item
-        scores, details = self._score(run, prompts)
-        ids = sorted(set.intersection(*(set(found) for parts in scores.values() for found in parts)))
-        if not ids:
-            raise InputError("parts", given="no prompt that all answered", allowed="runs on `prompts`", do="Check.")
-        run.counts["kept"] = len(ids)
-        for key in sorted({item.id for item in prompts.values()} - set(ids)):
-            missing = [name for name, parts in scores.items() if any(key not in found for found in parts)]
-            run.drop(Dropped(id=key, stage="compare", reason="not in all parts", detail=", ".join(missing)))
-        groups = self._group(ids, prompts)
-        columns = {name: _average(parts, groups) for name, parts in scores.items()}
-        summary = self._summarise(columns, {name: _average(parts, groups) for name, parts in details.items()})
-        write_json(run.folder / "summary.json", summary | {"num_prompts": len(ids), "num_groups": len(groups)})
-        run.figures |= {f"{name}": row["score"] for name, row in summary["methods"].items()}
-
-    def _score(
-        self, run: Run, prompts: Mapping[str, Prompt]
-    ) -> tuple[dict[str, list[_Means]], dict[str, list[_Means]]]:
-        """Return, for each method, a score of each prompt for each of its parts, and how often it said the original.
-
-        A prompt's answers are graded together, those of all parts: a judge may compare them with each other.
-        """
         answered: dict[str, list[Completion]] = defaultdict(list)
         sources: dict[str, list[int]] = defaultdict(list)
         for at, folder in enumerate(self.parts):
@@ -100,31 +118,35 @@ class Answers(Job):
                 # Another number for each: the same words of two parts are two answers.
                 answered[prompt.id].append(completion.renumber(prompt_id=prompt.id, index=len(answered[prompt.id])))
                 sources[prompt.id].append(at)
-        own: list[dict[str, list[float]]] = [defaultdict(list) for _ in self.parts]
-        also: list[dict[str, list[float]]] = [defaultdict(list) for _ in self.parts]
+        found: list[dict[str, list[Score]]] = [defaultdict(list) for _ in self.parts]
         by_id = {item.id: item for item in prompts.values()}
         for key, verdicts in grade_all(run, self.scorer, self.roles, answered, by_id, seed=self.seed):
             for at, verdict in zip(sources[key], verdicts, strict=True):
-                own[at][key].append(verdict.value)
-                also[at][key].append(float(bool(verdict.detail.get("original"))))
-        scores: dict[str, list[_Means]] = defaultdict(list)
-        details: dict[str, list[_Means]] = defaultdict(list)
-        for folder, values, others in zip(self.parts, own, also, strict=True):
-            scores[name_method(folder)].append({key: sum(found) / len(found) for key, found in values.items()})
-            details[name_method(folder)].append({key: sum(found) / len(found) for key, found in others.items()})
-        return scores, details
+                found[at][key].append(verdict)
+        run.open_output("scores.jsonl")
+        rows: list[_Row] = []
+        for key in sorted(by_id):
+            if missing := [name_part(part) for part, own in zip(self.parts, found, strict=True) if key not in own]:
+                run.drop(Dropped(id=key, stage="compare", reason="not in all parts", detail=", ".join(missing)))
+                continue
+            for part, own in zip(self.parts, found, strict=True):
+                said = [float(bool(verdict.detail.get("original"))) for verdict in own[key]]
+                row: _Row = {"part": name_part(part), "prompt_id": key, "group": self._group(by_id[key])}
+                row |= {"score": fmean(verdict.value for verdict in own[key]), "original": fmean(said)}
+                rows.append(row)
+                run.write("scores.jsonl", row)
+        if not rows:
+            raise InputError("parts", given="no prompt that all answered", allowed="runs on `prompts`", do="Check.")
+        return rows
 
-    def _group(self, ids: list[str], prompts: dict[str, Prompt]) -> list[list[str]]:
-        """Return the prompts that count together."""
+    def _group(self, prompt: Prompt) -> str:
+        """Return what a prompt's values are averaged under."""
         if self.group_by is None:
-            return [[key] for key in ids]
-        groups: dict[str, list[str]] = defaultdict(list)
-        for key in ids:
-            if self.group_by not in prompts[key].tags:
-                allowed = f"a tag of all prompts: {', '.join(prompts[key].tags) or 'they have none'}"
-                raise InputError("group_by", given=repr(self.group_by), allowed=allowed, do="Name one of them.")
-            groups[prompts[key].tags[self.group_by]].append(key)
-        return list(groups.values())
+            return prompt.id
+        if self.group_by not in prompt.tags:
+            allowed = f"a tag of all prompts: {', '.join(prompt.tags) or 'they have none'}"
+            raise InputError("group_by", given=repr(self.group_by), allowed=allowed, do="Name one of them.")
+        return prompt.tags[self.group_by]
 
     def _summarise(self, columns: dict[str, list[float]], originals: dict[str, list[float]]) -> dict[str, Any]:
         baseline = self.baseline or next(iter(columns))
@@ -162,5 +184,10 @@ def _join(folder: Path, prompts: Mapping[str, Prompt], run: Run) -> list[tuple[P
     return found
 
 
-def _average(parts: list[dict[str, float]], groups: list[list[str]]) -> list[float]:
-    return [sum(part[key] for part in parts for key in keys) / (len(parts) * len(keys)) for keys in groups]
+def _average(rows: Sequence[_Row], figure: str) -> dict[str, list[float]]:
+    """Return each method's means over its rows of a group, groups in one order."""
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        found[name_method(Path(row["part"]))][row["group"]].append(row[figure])
+    groups = sorted({row["group"] for row in rows})
+    return {name: [fmean(of[group]) for group in groups] for name, of in found.items()}

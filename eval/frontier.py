@@ -15,8 +15,8 @@ from pydantic import Field
 
 from counterfoil.errors import InputError
 from counterfoil.inputs import ModelName
-from counterfoil.job import Job, Run, read_manifest
-from counterfoil.jsonl import read_lines, write_json
+from counterfoil.job import Job, Run
+from counterfoil.jsonl import write_json
 from counterfoil.records import Completion, Dropped, Prompt
 from decode.engine import Engine, Given, Request, Sampling, Session, require
 from decode.engines.hf import Hf
@@ -24,6 +24,7 @@ from decode.engines.vllm import Vllm
 from decode.generate import ask, draw_seed, refuse_none
 from eval.parts import find_adapter, name_method, name_part
 from eval.report_plots import plot_frontier
+from eval.seeds import check_runs, read_runs
 from eval.stats import Interval, mean_interval, paired_difference
 from eval.task import Task
 from eval.tasks.constraints import Constraints
@@ -75,12 +76,8 @@ class Frontier(Job):
 
     def check(self) -> None:
         """Compare what is needed with what the engine gives. Raises InputError for both or neither of adapters and runs."""
-        if bool(self.adapters) == bool(self.runs):
-            given = "both" if self.runs else "neither"
-            raise InputError(
-                "adapters, runs", given=given, allowed="one of them", do="Give adapters=RUN,RUN or runs=RUN,RUN."
-            )
-        _check_runs(self.runs)
+        asked = ("task", "model", "n", "max_new_tokens")
+        check_runs(self.runs, instead_of="adapters", given=self.adapters, same=asked)
         require(self.engine, {"chat", "adapters", "n"}, where="engine")
         require(self._reader, {"chat", "given_logprobs"}, where="reader" if self.reader else "engine")
         names = [name_part(folder) for folder in self.adapters]
@@ -203,37 +200,17 @@ class Frontier(Job):
         return methods
 
 
-def _check_runs(runs: Sequence[Path]) -> None:
-    """Raise InputError for a folder of no finished run, and for runs that differ in what was asked, or of whom."""
-    first: dict[str, Any] = {}
-    for folder in runs:
-        where, manifest = f"runs: {folder}", read_manifest(folder)
-        if manifest is None:
-            allowed, do = "a finished run of this job", "Check the path, or run that job again."
-            raise InputError(where, given="no manifest.json in it", allowed=allowed, do=do)
-        asked = {key: manifest["config"].get(key) for key in ("task", "model", "n", "max_new_tokens")}
-        first = first or asked
-        for key, value in asked.items():
-            if value != first[key]:
-                allowed = f"{first[key]!r}, as in {runs[0]}"
-                raise InputError(where, given=f"{key}: {value!r}", allowed=allowed, do="Take runs that ask the same.")
-
-
 def _read_values(runs: Sequence[Path]) -> dict[str, Values]:
     """Return what runs found, each run's as another seed: `copg_a` of the first is `copg_a_0`, of the second `copg_a_1`."""
+    rows: dict[tuple[int, str], dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
+    for at, row in read_runs(runs, "samples.jsonl"):
+        rows[at, row["policy"]][row["prompt_id"]].append({key: row[key] for key in MEASURED})
     found: dict[str, Values] = {}
     numbers: Counter[str] = Counter()
-    for folder in runs:
-        rows: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
-        for row in read_lines(folder / "samples.jsonl", where="runs"):
-            if isinstance(row, Dropped):
-                do = "Run that job again."
-                raise InputError(f"runs: {folder}", given=row.detail, allowed="what that job wrote", do=do)
-            rows[row["policy"]][row["prompt_id"]].append({key: row[key] for key in MEASURED})
-        for policy, answered in rows.items():
-            method = name_method(Path(policy))
-            found[f"{method}_{numbers[method]}"] = {item: _average(own) for item, own in answered.items()}
-            numbers[method] += 1
+    for (_, policy), answered in rows.items():
+        method = name_method(Path(policy))
+        found[f"{method}_{numbers[method]}"] = {item: _average(own) for item, own in answered.items()}
+        numbers[method] += 1
     return found
 
 

@@ -14,7 +14,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -24,6 +24,7 @@ import yaml
 from pydantic import Field, field_validator
 
 from counterfoil.errors import InputError
+from counterfoil.inputs import InputPath
 from counterfoil.job import Job, Run, read_manifest
 from counterfoil.jsonl import read_lines
 from counterfoil.records import Dropped
@@ -70,6 +71,7 @@ def render_report(
     max_pairs: int = 100_000,
     max_dialogue_mb: int = 200,
     embedder: Embedder | None = None,
+    sets: Sequence[Path] = (),
 ) -> str:
     """Render the page as one string of HTML.
 
@@ -80,8 +82,11 @@ def render_report(
         max_pairs: Report.max_pairs.
         max_dialogue_mb: Report.max_dialogue_mb.
         embedder: Report.embedder.
+        sets: Report.sets.
     """
-    synthesis = partial(read_synthesis, max_pairs=max_pairs, max_dialogue_mb=max_dialogue_mb, embedder=embedder)
+    synthesis = partial(
+        read_synthesis, max_pairs=max_pairs, max_dialogue_mb=max_dialogue_mb, embedder=embedder, sets=sets
+    )
     readers = {"synthesize": synthesis, "train": _read_train, "evaluate": _read_evaluate}
     sections = [_read_section(name, folder, readers) for name, folder in parts.items()]
     environment = jinja2.Environment(
@@ -202,6 +207,8 @@ class Report(Job):
     """Text of prompts sent and replies got that the page holds, in millions of characters."""
     embedder: Embedder | None = None
     """Maps what the prompts of a synthesis are about; None shows no map."""
+    sets: tuple[InputPath, ...] = ()
+    """JSONL files of evaluation sets, looked for in the pairs of a synthesis: 13 words in a row that both have."""
 
     @field_validator("parts")
     @classmethod
@@ -214,9 +221,9 @@ class Report(Job):
         return value
 
     def inputs(self) -> dict[str, Path]:
-        """Return the parts' manifests, which hold the hashes of all that the parts wrote."""
+        """Return the evaluation sets, and the parts' manifests, which hold the hashes of all that the parts wrote."""
         # In a key, a dot would lead into a nested config.
-        return {
+        return super().inputs() | {
             f"parts[{at}] {_name_part(folder).replace('.', '_')}": folder / "manifest.json"
             for at, folder in enumerate(self.parts)
         }
@@ -241,6 +248,7 @@ class Report(Job):
                 max_pairs=self.max_pairs,
                 max_dialogue_mb=self.max_dialogue_mb,
                 embedder=self.embedder,
+                sets=self.sets,
             )
             run.open_output("report.html").write(page)
             shown.advance()

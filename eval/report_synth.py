@@ -13,8 +13,9 @@ from typing import Any
 from counterfoil.account import Account, Share
 from counterfoil.errors import EngineError, InputError
 from counterfoil.progress import show_seconds
-from counterfoil.records import Group, Prompt, Triplet
+from counterfoil.records import Group, Pair, Prompt, Triplet
 from decode.embedder import Embedder
+from eval.overlap import find_overlap, list_texts, read_marks
 from eval.report_pairs import Packed, pack_items
 from eval.report_plots import Plot, format_number, plot_flow, plot_histogram, to_dict, to_float
 from eval.report_topics import map_topics
@@ -38,8 +39,9 @@ def read_synthesis(
     max_pairs: int,
     max_dialogue_mb: int,
     embedder: Embedder | None,
+    sets: Sequence[Path],
 ) -> dict[str, Any]:
-    """Read what the template shows of a synthesis."""
+    """Read what the template shows of a synthesis. Raises InputError for an evaluation set that cannot be read."""
     account = Account()
     packed = pack_items(folder, account, max_items=max_pairs, max_dialogue_chars=max_dialogue_mb * 1_000_000)
     account.add_stops(folder)
@@ -49,7 +51,7 @@ def read_synthesis(
         _show_scores(account),
         _show_lengths(account),
         _show_judges(account),
-        _show_repeats(manifest, account),
+        _show_repeats(manifest, account, _count_overlaps(folder, account, sets)),
         _show_topics(folder, account, embedder),
         _show_costs(manifest, account),
     ]
@@ -220,7 +222,20 @@ def _show_judges(account: Account) -> dict[str, Any] | None:
     )
 
 
-def _show_repeats(manifest: dict[str, Any], account: Account) -> dict[str, Any] | None:
+def _count_overlaps(folder: Path, account: Account, sets: Sequence[Path]) -> dict[str, int] | None:
+    """Count the pairs that share words with an evaluation set, by what of them does; None where none is given."""
+    if not sets:
+        return None
+    found, known = {"prompt": 0, "chosen": 0, "rejected": 0}, read_marks(sets)
+    for pair in account.read(folder / "pairs.jsonl", Pair):
+        prompt, sides = list_texts(pair)
+        texts = [*(("prompt", text) for text in prompt), *sides]
+        shared = {name for name, text in texts if find_overlap(text, known)}
+        found |= {name: found[name] + 1 for name in shared}
+    return found
+
+
+def _show_repeats(manifest: dict[str, Any], account: Account, overlaps: dict[str, int] | None) -> dict[str, Any] | None:
     pairs = account.pairs
     if not len(pairs):
         return None
@@ -237,13 +252,14 @@ def _show_repeats(manifest: dict[str, Any], account: Account) -> dict[str, Any] 
         ("texts that are chosen in one pair and rejected in another", pairs.on_both_sides),
         ("chosen answers that were cut off", pairs.cut["chosen"]),
         ("rejected answers that were cut off", pairs.cut["rejected"]),
+        *((f"pairs whose {name} shares words with an evaluation set", num) for name, num in (overlaps or {}).items()),
         *((f"refused by the filter {name}", refused[name]) for name in names),
     ]
     missing = []
     if not set(names) & set(DUPLICATES):
         missing.append("near duplicates were not looked for (filters near_duplicate, fuzzy_duplicate)")
-    if "overlap" not in names:
-        missing.append("overlap with evaluation sets was not looked for (filter overlap, with your sets)")
+    if "overlap" not in names and overlaps is None:
+        missing.append("overlap with evaluation sets was not looked for (filter overlap, or `sets` of this page)")
     text = "Counted in the pairs that are kept; below, what each filter refused."
     if missing:
         text += f" What is not known: {'; '.join(missing)}."

@@ -50,6 +50,7 @@ class Synthesize(Job):
     """Write preference pairs with an engine."""
 
     VERB: ClassVar[str] = "synth"
+    LIMITS: ClassVar[frozenset[str]] = frozenset({"target_pairs", "max_tokens_total", "max_seconds"})
 
     task: Task = Constraints()
     """Where the prompts come from: its training split."""

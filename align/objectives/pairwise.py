@@ -4,7 +4,7 @@ Source: TRL's paper index; each is TRL's own (`loss_type`), not written again he
 2305.10425), exo_pair (Ji et al. 2024, 2402.00856), nca_pair (Chen et al. 2024, 2402.05369), robust (Chowdhury et al. 2024,
 2403.00409), bco_pair (Jung et al. 2024, 2404.04656), sppo_hard (Wu et al. 2024, 2405.00675), aot and aot_unpaired (Melnyk et
 al. 2024, 2406.05882), apo_zero and apo_down (D'Oosterlinck et al. 2024, 2408.06266), discopop (Lu et al. 2024, 2406.08414).
-Differences: none known.
+Differences: (1) TRL's bco_pair leaves out the shift of the rewards that its paper has.
 """
 
 from typing import Any, ClassVar, Literal, Self

@@ -4,12 +4,9 @@ python ours.py BASE_URL PROMPTS.jsonl FOLDER MAX_TOKENS
 """
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
-
-os.environ["COUNTERFOIL_ANSWERS"] = "0"  # what an earlier round was answered is not used again
 
 from datasets import load_dataset
 from one_answer import OneAnswer

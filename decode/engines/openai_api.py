@@ -63,6 +63,8 @@ class OpenaiApi(Engine):
 
     base_url: str = "http://127.0.0.1:8000/v1"
     """Address up to and with `/v1`."""
+    revision: str = ""
+    """What is behind the model's name, in a word of yours: under another word no answer that was kept is used again."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key. The key itself is read for each request and kept nowhere."""
     max_in_flight: int = Field(default=256, ge=1)

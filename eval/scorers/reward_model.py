@@ -22,7 +22,7 @@ BATCH = 16
 
 
 class RewardModel(LocalScorer):
-    """The reward of an answer to its prompt, through the chat template; any real number, of no fixed scale."""
+    """The reward of an answer to its prompt, through the chat template; a real number of no fixed scale, or a probability."""
 
     threads: ClassVar[int] = 1
 
@@ -30,6 +30,9 @@ class RewardModel(LocalScorer):
     """A name, a folder, a GGUF file or a hub id: the classifier, or what `adapter` was trained on."""
     adapter: InputPath | None = None
     """Folder of an adapter that `objective: reward` trained."""
+    probability: bool = False
+    """Score by the logistic function of the reward: by Bradley and Terry the probability of being preferred to an answer of
+    reward 0. Within 0..1, as the qualities of `distill` are; train with `center`, so that 0 is the mean."""
 
     def score(self, prompt: Prompt, completion: Completion) -> Score:
         """Score one answer."""
@@ -56,7 +59,8 @@ class RewardModel(LocalScorer):
                     input_ids=torch.tensor(rows, device=model.device),
                     attention_mask=torch.tensor(mask, device=model.device),
                 )
-            values |= dict(zip(batch, found.logits[:, 0].float().tolist(), strict=True))
+            rewards = found.logits[:, 0].float()
+            values |= dict(zip(batch, (rewards.sigmoid() if self.probability else rewards).tolist(), strict=True))
         return [
             Score(completion_id=item.id, scorer="reward_model", value=values[at]) for at, item in enumerate(completions)
         ]

@@ -5,7 +5,8 @@ answer and that of the strong model are the same and not empty; the texts of eit
 n samples the most frequent final answer wins, its share of all samples is the confidence (samples that come to nothing count
 below the line). Below `drop_below` the question is dropped. Where the weak answer agrees, the weak text is chosen against a
 sample with another answer; where it does not, it is rejected against a sample with the winning answer, if the confidence is
-at least `override_at`: to overrule the weak label takes more than to confirm it.
+at least `override_at`: to overrule the weak label takes more than to confirm it. A pair's scores are the shares of the
+samples that come to the answer of either side.
 Differences: (1) answers are joined by their question's content, where the code compares the order of files; (2) a tied vote,
 which only a `drop_below` of a half or less lets through, makes no pair; (3) the recipe holds both stages in one dialogue, so
 that stage II samples the model as it is given, where the paper trains it on stage I before; (4) its strong model answers the
@@ -143,9 +144,18 @@ def vote(
     if not fits or not weak.text.strip():
         return refuse("all samples agree" if confirmed else "no sample to set against it")
     drawn = rng.sample(fits, min(max_pairs, len(fits)))
-    sides = [(weak, item) if confirmed else (item, weak) for item in drawn]
-    scores = (ballot.confidence, 1 - ballot.confidence)
-    return Voted([_make_pair(prompt, chosen, rejected, scores) for chosen, rejected in sides], confirmed)
+    pairs: list[Pair] = []
+    for item in drawn:
+        chosen, rejected = (weak, item) if confirmed else (item, weak)
+        cut = rejected.finish_reason == "length"
+        against = _share("" if cut else read_final(rejected.text, marked=marked), finals)
+        pairs.append(_make_pair(prompt, chosen, rejected, (ballot.confidence, against)))
+    return Voted(pairs, confirmed)
+
+
+def _share(final: str, finals: Sequence[str]) -> float:
+    """Return the share of all samples that come to an answer; 0 for what comes to nothing."""
+    return sum(same_answer(final, other) for other in finals if other) / len(finals) if final else 0.0
 
 
 def _make_pair(prompt: Prompt, chosen: Completion, rejected: Completion, scores: tuple[float, float]) -> Pair:

@@ -15,7 +15,7 @@ from align.logps import install_head, share_prefixes
 from decode.chat import load_tokenizer
 
 
-def train(model_folder: Path, folder: Path, *, shared: bool, loss: str) -> list[dict[str, Any]]:
+def train(model_folder: Path, folder: Path, *, shared: bool, **settings: Any) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     rows = [
         {
@@ -31,8 +31,9 @@ def train(model_folder: Path, folder: Path, *, shared: bool, loss: str) -> list[
     trainer = DPOTrainer(
         model=model,
         args=DPOConfig(
-            output_dir=str(folder), per_device_train_batch_size=4, num_train_epochs=1, learning_rate=1e-2, logging_steps=1,
-            loss_type=[loss], report_to="none", save_strategy="no", use_cpu=True, disable_tqdm=True, bf16=False,
+            output_dir=str(folder), num_train_epochs=1, learning_rate=1e-2, logging_steps=1,
+            report_to="none", save_strategy="no", use_cpu=True, disable_tqdm=True, bf16=False,
+            **({"per_device_train_batch_size": 4} | settings),
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=load_tokenizer(str(model_folder)),
@@ -44,10 +45,21 @@ def train(model_folder: Path, folder: Path, *, shared: bool, loss: str) -> list[
     return [row for row in trainer.state.log_history if "loss" in row]
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
-def test_a_users_own_trainer_logs_the_same(loss: str, tmp_path: Path, tiny_model: Path) -> None:
-    plain = train(tiny_model, tmp_path / "plain", shared=False, loss=loss)
-    shared = train(tiny_model, tmp_path / "shared", shared=True, loss=loss)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "sigmoid": {},
+    "ipo": {"loss_type": ["ipo"]},
+    "apo_zero and sft": {"loss_type": ["apo_zero", "sft"]},
+    "by length": {"loss_type": ["sigmoid_norm"]},
+    "cut off at a limit": {"max_length": 44},
+    "its own reference before": {"precompute_ref_log_probs": True},
+    "accumulated": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_a_users_own_trainer_logs_the_same(settings: dict[str, Any], tmp_path: Path, tiny_model: Path) -> None:
+    plain = train(tiny_model, tmp_path / "plain", shared=False, **settings)
+    shared = train(tiny_model, tmp_path / "shared", shared=True, **settings)
     assert len(plain) == 2
     for one, other in zip(plain, shared, strict=True):
         assert one.keys() == other.keys()

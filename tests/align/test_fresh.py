@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from align import train as train_module
 from align.fresh import Sampler
@@ -20,6 +21,7 @@ from align.train import Lora, Train
 from counterfoil.job import Finished
 from counterfoil.records import Answer, Completion, Group, Message, Prompt, Score
 from counterfoil.store import Store
+from decode.chat import load_tokenizer
 from eval.scorer import LocalScorer
 
 
@@ -62,6 +64,46 @@ def test_fresh_answers_are_the_policys_own_and_resume_bit_for_bit(
     assert read_fresh(resumed) == kept
     left, right = (load_file(done.folder / "adapter" / "adapter_model.safetensors") for done in (whole, resumed))
     assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_negatives_of_a_past_self_resume_bit_for_bit(
+    tmp_path: Path, tiny_model: Path, interrupt: Callable[..., None]
+) -> None:
+    """Copies of several ages lie beside the checkpoint."""
+    fresh = Fresh(every=1, lag=2, n=2, max_new_tokens=4, scorer=Yes(), role="rejected")
+    job = make_job(tmp_path, tiny_model, Distill(fresh=fresh, delta_nats=20))
+    whole = job.run(tmp_path / "whole", quiet=True)
+    interrupt(job, tmp_path / "broken", module=train_module, step=5)
+    resumed = job.run(tmp_path / "broken", quiet=True)
+    assert read_fresh(resumed) == read_fresh(whole)
+    left, right = (load_file(done.folder / "adapter" / "adapter_model.safetensors") for done in (whole, resumed))
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_the_copy_answers_and_a_groups_answers_depend_on_nothing_beside_them(tiny_model: Path) -> None:
+    """Rollouts that ignored the adapter would be the bare model's; others in the batch, or a batch less, change nothing."""
+    model: Any = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_model),
+        LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    own = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+    made = torch.Generator().manual_seed(0)
+    large = {name: torch.randn(value.shape, generator=made) for name, value in own.items()}
+    tokenizer = load_tokenizer(str(tiny_model))
+    sampler = Sampler(Fresh(n=2, max_new_tokens=8), Copg(), tokenizer, None, seed=0)  # pyright: ignore[reportArgumentType]
+    groups = [Group.make([Message(role="user", content=text)], []) for text in ("Hi.", "How many are there of them?")]
+
+    def draw(copy: dict[str, Any], asked: list[Group]) -> list[list[tuple[int, ...] | None]]:
+        sampler._copies = [copy]
+        return [[answer.token_ids for answer in found] for found in sampler._draw(model, asked, 3)]
+
+    bare, moved = draw(own, groups), draw(large, groups)
+    with model.disable_adapter():
+        assert draw(large, groups) == bare != moved
+    assert [draw(large, [group])[0] for group in groups] == moved
+    assert draw(large, groups[::-1]) == moved[::-1]
+    assert moved[0][0] != moved[0][1], "two draws of a prompt are two"
+    assert all(torch.equal(value, own[name]) for name, value in model.named_parameters() if value.requires_grad)
 
 
 def test_a_models_own_generation_settings_stay_out_of_what_is_drawn(tmp_path: Path, tiny_model: Path) -> None:

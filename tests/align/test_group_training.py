@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from align import train as train_module
@@ -20,6 +21,7 @@ from align.objectives.sft import Sft
 from align.objectives.thought_path import ThoughtPath
 from align.objectives.unlikelihood import Unlikelihood
 from align.train import Lora, Train
+from counterfoil.cli import main
 from counterfoil.errors import ConfigError, InputError, RunError
 from counterfoil.job import Finished
 from counterfoil.records import Answer, Completion, Group, Message, Prompt, Span
@@ -28,6 +30,8 @@ from decode.engines.hf import Hf
 from decode.generate import Generate
 from decode.methods.decoupled import Decoupled as Contrast
 from eval.scorers.reward_model import RewardModel
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "align"
 
 
 def ask(number: int) -> list[Message]:
@@ -134,6 +138,31 @@ def test_what_it_minimises_falls(kind: str, tmp_path: Path, tiny_model: Path) ->
     assert any(value.abs().sum() > 0 for key, value in read_weights(done).items() if "lora_B" in key)
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_each_config_of_an_objective_trains_by_its_name(name: str, tmp_path: Path, tiny_model: Path) -> None:
+    settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    if "objective" not in settings:
+        pytest.skip("no training of a language model")
+    maker = MAKERS[name][1] if name in MAKERS else make_pairs
+    data = maker(tmp_path / "data.jsonl")
+    given = [f"data={data}", f"model={tiny_model}", "max_steps=2", "--to", str(tmp_path / "run"), "--quiet"]
+    assert main(["align", name, *given]) == 0
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    assert manifest["tokens"]["trained"] > 0
+    trained = {path.parent.name for path in (tmp_path / "run").glob("*/adapter_model.safetensors")}
+    assert trained == ({"positive", "negative"} if name == "decoupled" else {"adapter"})
+
+
+def test_answers_of_one_kind_alone_train_decoupled(tmp_path: Path, tiny_model: Path) -> None:
+    """Unpaired: other prompts have good answers than have bad ones."""
+    sides = [Group.make(ask(at), [Answer(text=f"It is {at}.", role=("chosen", "rejected")[at % 2])]) for at in range(6)]
+    job = Train(data=write(tmp_path / "data.jsonl", sides), model=str(tiny_model), objective=Decoupled(), batch_size=2)
+    done = job.run(tmp_path / "run", quiet=True)
+    assert (done.manifest["counts"]["positive"], done.manifest["counts"]["negative"]) == (3, 3)
+    one, other = (read_weights(done, name) for name in ("positive", "negative"))
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
 def test_copg_begins_at_the_reference_and_moves_by_score(tmp_path: Path, tiny_model: Path) -> None:
     done = make_job("copg", tmp_path, tiny_model).run(tmp_path / "run", quiet=True)
     rows = read_steps(done)
@@ -155,17 +184,21 @@ def test_sharing_prompts_and_caching_change_no_figure(kind: str, tmp_path: Path,
             assert row[key] == pytest.approx(twin[key], rel=1e-4, abs=2e-5), key
 
 
-@pytest.mark.parametrize("kind", ["copg", "sft"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("kind", MAKERS)
 def test_resumed_equals_uninterrupted_bit_for_bit(
-    kind: str, tmp_path: Path, tiny_model: Path, interrupt: Callable[..., None]
+    kind: str, dropout: float, tmp_path: Path, tiny_model: Path, interrupt: Callable[..., None]
 ) -> None:
-    job = make_job(kind, tmp_path, tiny_model, epochs=2)
+    """With dropout the random states go on as well; of a reward model the head, which is trained whole."""
+    job = make_job(kind, tmp_path, tiny_model, epochs=3, lora=Lora(rank=4, dropout=dropout))
     whole = job.run(tmp_path / "whole", quiet=True)
     interrupt(job, tmp_path / "broken", module=train_module, step=5)
     resumed = job.run(tmp_path / "broken", quiet=True)
     left, right = read_weights(whole), read_weights(resumed)
+    assert left.keys() == right.keys()
+    assert any("score" in name for name in left) == (kind == "reward")
     assert all(torch.equal(left[name], right[name]) for name in left)
-    assert len(read_steps(resumed)) == 8
+    assert read_steps(resumed) == read_steps(whole)
 
 
 def test_a_loss_that_is_no_number_names_its_records(tmp_path: Path, tiny_model: Path) -> None:
@@ -266,16 +299,16 @@ def test_a_reward_model_scores_what_it_learnt_to_prefer(tmp_path: Path, tiny_mod
     done = make_job("reward", tmp_path, tiny_model).run(tmp_path / "run", quiet=True)
     scorer = RewardModel(model=str(tiny_model), adapter=done.path("adapter"))
     prompt = Prompt.make(ask(99))
-    good, bad = (
-        scorer.score(
-            prompt,
-            Completion.make(
-                prompt_id=prompt.id, index=0, text=text, finish_reason="stop", num_prompt_tokens=1, num_tokens=1
-            ),
-        ).value
+    answers = [
+        Completion.make(
+            prompt_id=prompt.id, index=0, text=text, finish_reason="stop", num_prompt_tokens=1, num_tokens=1
+        )
         for text in ("yes yes", "no no no")
-    )
+    ]
+    good, bad = (scorer.score(prompt, item).value for item in answers)
     assert good > bad
+    chances = scorer.model_copy(update={"probability": True}).score_all(prompt, answers)
+    assert [item.value for item in chances] == pytest.approx([1 / (1 + math.exp(-value)) for value in (good, bad)])
 
 
 def test_a_model_without_a_reward_is_refused(tmp_path: Path, tiny_model: Path) -> None:

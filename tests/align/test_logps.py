@@ -125,40 +125,53 @@ def test_states_and_gradients_are_those_of_the_plain_form(kind: str, shape: str,
         assert (shared[name] - value).norm() <= 1e-4 * value.norm(), name
 
 
-def find_losses(log_probs_N: Tensor) -> dict[str, Tensor]:
-    """DPO's loss and contrastive policy gradient's, of rows that are pairs in turn, by numbers that any model may have."""
+def find_losses(log_probs_N: Tensor, *, size: int = 2) -> dict[str, Tensor]:
+    """DPO's loss of rows that are pairs in turn, and contrastive policy gradient's of groups, by numbers that may well be."""
     reference_N = torch.linspace(-30, -10, len(log_probs_N))
     ratio_N = log_probs_N - reference_N
-    groups = torch.arange(len(log_probs_N)) // 2
+    groups = torch.arange(len(log_probs_N)) // size
     scores = torch.linspace(0, 1, len(log_probs_N))
-    chosen, rejected = ratio_N[::2], ratio_N[1::2]
-    return {
-        "dpo": -torch.nn.functional.logsigmoid(0.1 * (chosen - rejected)).mean(),
-        "copg": copg_loss(ratio_N, scores, groups, beta=0.1).mean(),
-    }
+    found = {"copg": copg_loss(ratio_N, scores, groups, beta=0.1).mean()}
+    if size == 2:
+        found["dpo"] = -torch.nn.functional.logsigmoid(0.1 * (ratio_N[::2] - ratio_N[1::2])).mean()
+    return found
+
+
+def make_scored(shape: str) -> tuple[list[list[int]], list[int], int]:
+    """List rows, where what is scored of each begins, and how many are a group.
+
+    `glued`: the last token of a pair's prompt is another one in one of its rows, as where an answer is glued on to it; what
+    is scored then begins at different places. `cut off`: rows end at a limit, before or in what is scored.
+    """
+    if shape in ("two pairs", "glued", "cut off"):
+        rows = make_rows("two pairs")
+        rows = [rows[0], rows[2], rows[1], rows[3]]  # pairs in turn: each two begin alike
+        starts = [len(rows[0]) - 4, len(rows[0]) - 4, len(rows[2]) - 7, len(rows[2]) - 7]
+        if shape == "glued":
+            rows[1] = [*rows[1][: starts[1] - 1], 90, *rows[1][starts[1] :]]
+            starts[1] -= 1
+        if shape == "cut off":
+            rows = [row[:13] for row in rows]
+        return rows, starts, 2
+    rows = make_rows(shape)
+    start = {"k completions": 11, "a row twice": 5, "one row begins another": 10}[shape]
+    return rows, [start] * len(rows), len(rows)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("shape", ["two pairs", "glued"])
+@pytest.mark.parametrize(
+    "shape", ["two pairs", "glued", "cut off", "k completions", "a row twice", "one row begins another"]
+)
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_losses_are_those_of_whole_logits_row_by_row(kind: str, shape: str, side: str) -> None:
-    """Prefixes shared and the head on answers alone: losses to 1e-5, the adapter's gradients to 1e-4 of their norm.
-
-    `glued`: the last token of a pair's prompt is another one in one of its rows, as where an answer is glued on to it; what
-    is scored then begins at different places.
-    """
+    """Prefixes shared and the head on answers alone: losses to 1e-5, the adapter's gradients to 1e-4 of their norm."""
     model = make_model(kind)
-    rows = make_rows("two pairs")
-    rows = [rows[0], rows[2], rows[1], rows[3]]  # pairs in turn: each two begin alike
-    starts = [len(rows[0]) - 4, len(rows[0]) - 4, len(rows[2]) - 7, len(rows[2]) - 7]
-    if shape == "glued":
-        rows[1] = [*rows[1][: starts[1] - 1], 90, *rows[1][starts[1] :]]
-        starts[1] -= 1
+    rows, starts, size = make_scored(shape)
     expected_N: list[Tensor] = []
     for row, start in zip(rows, starts, strict=True):
         logps_LV = model(input_ids=torch.tensor([row])).logits[0, :-1].log_softmax(-1)
         expected_N.append(logps_LV.gather(1, torch.tensor(row[1:])[:, None])[start - 1 :].sum())
-    expected = find_losses(torch.stack(expected_N))
+    expected = find_losses(torch.stack(expected_N), size=size)
     gradients: dict[str, dict[str, Tensor]] = {}
     for name, loss in expected.items():
         loss.backward(retain_graph=True)
@@ -172,7 +185,9 @@ def test_losses_are_those_of_whole_logits_row_by_row(kind: str, shape: str, side
         first = (ids.shape[1] - len(row) if side == "left" else 0) + start
         labels[at, :first] = -100
     labels[mask == 0] = -100
-    found = find_losses(model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True).log_probs.sum(1))
+    read = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
+    assert int(read.label_mask.sum()) == sum(max(0, len(row) - start) for row, start in zip(rows, starts, strict=True))
+    found = find_losses(read.log_probs.sum(1), size=size)
     for name, loss in found.items():
         assert loss.item() == pytest.approx(expected[name].item(), rel=1e-5), name
         loss.backward(retain_graph=True)
@@ -208,13 +223,16 @@ def test_a_tokens_change_in_one_branch_reaches_no_other() -> None:
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_the_plain_form_is_chosen_where_too_little_is_saved(side: str) -> None:
-    model = make_model("llama").get_base_model()
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_plain_form_is_chosen_where_too_little_is_saved(kind: str, side: str) -> None:
+    """Learnt positions do not count the padding either: GPT-2 reads a row as it would alone."""
+    model = make_model(kind).get_base_model()
     apart = [[first, *range(10, 10 + length)] for first, length in ((3, 39), (4, 39), (5, 38))]  # one of 120 is padding
     alone = [model.base_model(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state[0] for row in apart]
     share_prefixes(model)
     seen: list[int] = []
-    model.base_model.layers[0].register_forward_hook(lambda _, given, __: seen.append(given[0].shape[:2].numel()))
+    layers = model.base_model.h if kind == "gpt2" else model.base_model.layers
+    layers[0].register_forward_hook(lambda _, given, __: seen.append(given[0].shape[:2].numel()))
     ids, mask = pad(apart, side)
     states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     assert seen == [ids.numel()]

@@ -84,8 +84,12 @@ def train(
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("objective", ["dpo", "copg"])
+FRESH = "{name: copg, fresh: {every: 2, n: 3, max_new_tokens: 6, scorer: {name: chance}}}"
+
+
+@pytest.mark.parametrize("objective", ["dpo", "copg", "sft", "reward", FRESH])
 def test_two_processes_give_the_loss_curve_of_one(objective: str, tmp_path: Path, tiny_model: Path) -> None:
+    """Also where answers are drawn: a group's are the same in whichever process."""
     config = tmp_path / "job.yaml"
     config.write_text(f"objective: {objective}\nlora: {{rank: 4}}\nepochs: 2\nlearning_rate: 5.0e-3\nsave_every: 3\n")
     given = (f"data={write(tmp_path / 'data.jsonl')}", f"model={tiny_model}")

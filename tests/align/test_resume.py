@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from align import reference, trainers
 from align import train as train_module
@@ -25,6 +26,7 @@ from align.objectives.dpo import Dpo
 from align.objectives.sft import Sft
 from align.objectives.unlikelihood import Unlikelihood
 from align.train import Lora, Train
+from align.training import find_checkpoint, read_step
 from counterfoil.job import Finished
 from counterfoil.records import Answer, Group, Message, Span
 
@@ -148,6 +150,48 @@ def test_interrupted_in_the_reference_it_goes_on_with_the_next_batch(
     assert computed == [0, 2, 4, 6]
 
 
+def test_a_kept_reference_is_found_by_what_it_depends_on_and_by_nothing_else(
+    tmp_path: Path, tiny_model: Path, start: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another beta, seed, rate or loss computes nothing; other weights, another start or other tokens compute anew."""
+    monkeypatch.setenv("COUNTERFOIL_CACHE", str(tmp_path / "cache"))
+    computed: list[int] = []
+    real = reference._compute
+
+    def count(*given: Any, **rest: Any) -> Any:
+        computed.append(1)
+        return real(*given, **rest)
+
+    monkeypatch.setattr(reference, "_compute", count)
+    runs = iter(range(99))
+
+    def computes(objective: Objective, **changes: Any) -> bool:
+        model = changes.pop("model", tiny_model)
+        computed.clear()
+        make_job(tmp_path, model, objective, epochs=1, **changes).run(tmp_path / f"run{next(runs)}", quiet=True)
+        return bool(computed)
+
+    assert computes(Dpo())
+    for objective, changes in (
+        (Dpo(beta=0.5), {}),
+        (Dpo(label_smoothing=0.1), {}),
+        (Dpo(), {"seed": 3}),
+        (Dpo(), {"learning_rate": 1e-3}),
+        (Dpo(), {"lora": Lora(rank=2)}),
+        (Dpo(), {"start": start}),  # held to the bare model, from an adapter
+    ):
+        assert not computes(objective, **changes), (objective, changes)
+    assert computes(Dpo(), start=start, reference="start")
+    assert not computes(Dpo(beta=0.5), start=start, reference="start")
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    name = next(key for key in weights if "q_proj" in key)
+    save_file(weights | {name: weights[name] * 2}, other / "model.safetensors", metadata={"format": "pt"})
+    assert computes(Dpo(), model=other)
+    write(tmp_path / "groups.jsonl", count=7)
+    assert computes(Dpo())
+
+
 @pytest.mark.parametrize("step", [1, 3])
 def test_interrupted_in_the_second_of_two_trainings_it_does_not_train_the_first_again(
     step: int, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
@@ -207,43 +251,36 @@ def test_four_at_once_are_four_times_one(objective: Objective, tmp_path: Path, t
 
 @pytest.mark.slow
 def test_killed_anywhere_it_ends_with_the_same_weights(tmp_path: Path, tiny_model: Path) -> None:
-    """SIGKILL after random times, a checkpoint every step: in loading, in the reference, in a step, while saving."""
+    """SIGKILL at times drawn over a whole run, a checkpoint every step: while loading, referring, stepping and saving."""
     config = tmp_path / "job.yaml"
     config.write_text("objective: {name: copg, beta: 0.5}\nlora: {rank: 4}\nepochs: 8\nsave_every: 1\nbatch_size: 1\n")
     write(tmp_path / "groups.jsonl", count=12)
     given = [f"data={tmp_path / 'groups.jsonl'}", f"model={tiny_model}"]
-    env = os.environ | {"COUNTERFOIL_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
 
     def begin(name: str) -> subprocess.Popen[str]:
-        command = [
-            sys.executable,
-            "-m",
-            "counterfoil",
-            "align",
-            str(config),
-            *given,
-            "--to",
-            str(tmp_path / name),
-            "--quiet",
-        ]
+        command = [sys.executable, "-m", "counterfoil", "align", str(config), *given]
+        command += ["--to", str(tmp_path / name), "--quiet"]
+        env = os.environ | {"COUNTERFOIL_CACHE": str(tmp_path / f"cache of {name}"), "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
+    started = time.monotonic()
     whole = begin("whole")
     said, _ = whole.communicate(timeout=300)
     assert whole.returncode == 0, said[-3000:]
+    took = time.monotonic() - started
     draw, kills, saved = random.Random(0), 0, tmp_path / "broken" / "checkpoints" / "adapter"
-    for _ in range(3):
+    moments: list[int] = []
+    for part in (0.3, 0.5, 0.7, 0.8, 0.9):
         running = begin("broken")
-        before = {path.name for path in saved.glob("*")}
-        while running.poll() is None and before == {path.name for path in saved.glob("*")}:
-            time.sleep(0.01)  # until it writes its next checkpoint
-        time.sleep(draw.uniform(0, 0.3))
+        time.sleep(took * draw.uniform(part - 0.1, part + 0.1))
         if running.poll() is None:
             running.send_signal(signal.SIGKILL)
             kills += 1
         running.communicate()
+        moments.append(read_step(find_checkpoint(saved)))
     last = begin("broken")
     said, _ = last.communicate(timeout=300)
     assert last.returncode == 0, said[-3000:]
-    assert kills >= 2
+    assert kills >= 3
+    assert moments[0] < moments[-1], moments
     assert_equal(tmp_path / "whole", tmp_path / "broken")

@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 
 from align import train as train_module
 from align import trainers
+from align.objective import Objective
 from align.objectives.dpo import Dpo
 from align.objectives.ipo import Ipo
 from align.objectives.pairwise import Pairwise
+from align.objectives.reward import Reward
 from align.objectives.sft import Sft
 from align.train import Lora, Train
 from counterfoil.errors import InputError, RunError
@@ -245,10 +247,17 @@ def test_a_target_that_is_no_module_is_an_input_error(tmp_path: Path, tiny_model
         Lora(targets=("all-linear", "q_proj"))
 
 
-def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path, tiny_model: Path) -> None:
-    job = make_job(make_pairs(tmp_path / "pairs.jsonl"), tiny_model, learning_rate=1e30, warmup_frac=0, epochs=3)
-    with pytest.raises(RunError, match="the loss became"):
+@pytest.mark.parametrize("objective", [Dpo(), Sft(), Reward()])
+def test_a_loss_that_is_no_number_stops_the_training_and_names_its_pairs(
+    objective: Objective, tmp_path: Path, tiny_model: Path
+) -> None:
+    pairs = make_pairs(tmp_path / "pairs.jsonl")
+    job = make_job(pairs, tiny_model, objective=objective, learning_rate=1e30, warmup_frac=0, epochs=3)
+    with pytest.raises(RunError, match="the loss became") as raised:
         job.run(tmp_path / "run", quiet=True)
+    named = str(raised.value.given).split(" on ")[1].split(", ")
+    assert len(set(named)) == 2
+    assert set(named) <= {json.loads(line)["id"] for line in pairs.read_text().splitlines()}
 
 
 def test_pairs_load_as_they_are_in_datasets_and_in_trl(tmp_path: Path, tiny_model: Path) -> None:

@@ -1,10 +1,12 @@
 """Run folders: a kill at any moment, an interrupt, two processes, a full disk; what a folder belongs to."""
 
+import importlib
 import json
 import os
 import random
 import signal
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -207,6 +209,61 @@ def test_an_input_stands_for_itself_and_nothing_beside_it(tmp_path: Path, synth_
     assert (
         not build(Synthesize, values | {"filters": [moved, "length_only"]}, source="test").run("run", quiet=True).fresh
     )
+
+
+def test_a_run_goes_on_with_more_at_a_time_and_one_that_is_not_done_with_other_limits(
+    tmp_path: Path, synth_yaml: Callable[..., Path]
+) -> None:
+    values = json.loads(synth_yaml(6).read_text())
+    limits: dict[str, Any] = {"max_tokens_total": 10}
+    short = build(Synthesize, values | limits, source="test").run("run", quiet=True)
+    counts = short.manifest["counts"]["dropped"]
+    assert any("max_tokens_total" in reason for reason in counts), counts
+    engine = values["engine"] if isinstance(values["engine"], dict) else {"name": values["engine"]}
+    patient = values | {"engine": engine | {"max_in_flight": 3}}
+    assert not build(Synthesize, patient | limits, source="test").run("run", quiet=True).fresh
+    with pytest.raises(RunError, match=r"differs in: max_tokens_total\)"):
+        build(Synthesize, patient, source="test").run("run", quiet=True)
+    (short.folder / "manifest.json").unlink()  # as one that was killed
+    done = build(Synthesize, patient, source="test").run("run", quiet=True)
+    assert done.fresh
+    whole = build(Synthesize, values, source="test").run("whole", quiet=True)
+    assert read_outputs(done.folder) == read_outputs(whole.folder)
+    with pytest.raises(RunError, match=r"differs in: weights, engine\)"):
+        other = values | {"engine": engine | {"replies": ["another"]}}
+        build(Synthesize, other, source="test").run("run", quiet=True)
+
+
+SCORER = """
+from counterfoil.records import Score
+from eval.scorer import LocalScorer
+
+class Lengthy(LocalScorer):
+    def score(self, prompt, completion):
+        return Score(completion_id=completion.id, scorer="lengthy", value=len(completion.text) * WEIGHT)
+
+WEIGHT = 1
+"""
+
+
+def test_a_part_of_ones_own_is_known_by_its_code(
+    tmp_path: Path, synth_yaml: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a scorer that was mended would be answered by what it made before."""
+    package = tmp_path / "own_parts"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "lengthy.py").write_text(SCORER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    values = json.loads(synth_yaml(3).read_text()) | {"scorer": "own_parts.lengthy", "filters": []}
+    done = build(Synthesize, values, source="test").run("run", quiet=True)
+    assert list(done.manifest["code"]) == ["own_parts.lengthy"]
+    assert not build(Synthesize, values, source="test").run("run", quiet=True).fresh
+    (package / "lengthy.py").write_text(SCORER.replace("WEIGHT = 1", "WEIGHT = 100"))
+    importlib.reload(sys.modules["own_parts.lengthy"])
+    with pytest.raises(RunError, match=r"differs in: code\)"):
+        build(Synthesize, values, source="test").run("run", quiet=True)
+    assert build(Synthesize, values, source="test").run(quiet=True).fresh
 
 
 def test_what_failed_in_a_finished_run_is_asked_again(

@@ -151,6 +151,39 @@ def test_prompts_that_not_all_answered_are_kept_with_the_reason(tmp_path: Path) 
     assert done.manifest["counts"]["kept"] == 2
 
 
+def test_runs_with_other_seeds_are_one_table(tmp_path: Path) -> None:
+    """By hand: a prompt that both runs asked counts once, by its mean; pairs are of the same runs' answers."""
+    runs: list[Path] = []
+    for at, (asked, replies) in enumerate((("ab", ("yes", "no")), ("bc", ("no", "yes")))):
+        prompts = tmp_path / f"{at}.jsonl"
+        rows = [{"prompt": text, "reference": {"answer": "yes"}} for text in asked]
+        prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        parts = [decode(prompts, tmp_path / str(at) / name, text) for name, text in zip("xy", replies, strict=True)]
+        if at:
+            rewrite(parts[1], text="yes")
+        runs.append(Answers(prompts=prompts, parts=tuple(parts)).run(tmp_path / f"run{at}", quiet=True).folder)
+    joined = Answers(runs=tuple(runs), baseline="x").run(tmp_path / "joined", quiet=True)
+    summary = json.loads(joined.path("summary.json").read_text())
+    assert (summary["num_prompts"], summary["num_groups"]) == (3, 3)
+    score = {name: row["score"]["mean"] for name, row in summary["methods"].items()}
+    assert score == {"x": 0.5, "y": 0.5}, "x: 1, (1 + 0) / 2, 0; y: 0, (0 + 1) / 2, 1"
+    row = summary["methods"]["y"]
+    assert (row["difference"]["mean"], row["difference"]["low"], row["difference"]["high"]) == (0, -1, 1)
+    assert row["win_rate"]["mean"] == 0.5
+    for fields, said in (
+        ({"runs": tuple(runs), "parts": (tmp_path / "0" / "x",)}, "parts, runs: both"),
+        ({}, "parts, runs: neither"),
+        ({"runs": tuple(runs), "prompts": tmp_path / "0.jsonl"}, "neither beside runs"),
+        ({"parts": (tmp_path / "0" / "x",)}, "prompts beside parts"),
+        ({"runs": (runs[0], tmp_path)}, "what an earlier job wrote"),
+    ):
+        with pytest.raises(InputError, match=said):
+            Answers(**fields).run(tmp_path / "bad", quiet=True)
+    alone = Answers(prompts=tmp_path / "0.jsonl", parts=(tmp_path / "0" / "x",)).run(tmp_path / "one", quiet=True)
+    with pytest.raises(InputError, match="no answers of y"):
+        Answers(runs=(runs[0], alone.folder), baseline="x").run(tmp_path / "bad", quiet=True)
+
+
 def test_more_other_answers_than_there_are_is_refused() -> None:
     with pytest.raises(ConfigError, match="per_fact: 40"):
         Conflicts(engine=Scripted(), per_fact=40).check()

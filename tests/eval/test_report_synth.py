@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from counterfoil.config import build
+from counterfoil.errors import InputError
 from counterfoil.records import Completion, Exchange, Pair, Prompt, Record
 from decode.embedders.sentence_transformers import SentenceTransformers
 from eval.report import Report, render_report
@@ -143,6 +144,22 @@ def test_each_pair_leads_to_all_that_was_sent_and_came_back(page: str) -> None:
     assert judged[3][0][2] == "length"
     assert held.dialogues[7]["verdicts"] == [["judge", 0, 1, "second", "second"], ["judge", 0, 2, "first", "second"]]
     assert "owned" in held.dialogues[7]["reference"]
+
+
+def test_evaluation_sets_are_looked_for_in_the_kept_pairs(run: Path, tmp_path: Path) -> None:
+    """Two of thirty prompts begin as texts of one do; every chosen answer begins as a text of the other."""
+    asked = [json.loads(line)["prompt"][0]["content"] for line in (run / "pairs.jsonl").read_text().split("\n") if line]
+    third, fifth, good = (" ".join(re.findall(r"\w+", text)[:12]) for text in (asked[3], asked[5], GOOD))
+    write_lines(tmp_path / "known.jsonl", {"question": third}, {"deep": [{"text": fifth}]})
+    write_lines(tmp_path / "answers.jsonl", {"text": good})
+    sets = [tmp_path / "known.jsonl", tmp_path / "answers.jsonl"]
+    text = read_text(render_report({"run": run}, title="A synthesis", sets=sets))
+    assert "pairs whose prompt shares words with an evaluation set 2 " in text
+    assert "pairs whose chosen shares words with an evaluation set 30 " in text
+    assert "pairs whose rejected shares words with an evaluation set 0 " in text
+    (tmp_path / "known.jsonl").write_text("{torn\n")
+    with pytest.raises(InputError, match=r"sets: .*known\.jsonl"):
+        render_report({"run": run}, title="A synthesis", sets=sets)
 
 
 def test_every_field_can_be_filtered_by(page: str) -> None:

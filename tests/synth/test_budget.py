@@ -1,5 +1,6 @@
 """Limits of a synthesis: exactly so many pairs, tokens, seconds; what it stops before is dropped by name."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -195,3 +196,31 @@ def test_seconds_count_although_no_prompt_has_ended(make: Callable[..., Synthesi
     store = Store(tmp_path / "run" / "state.sqlite")
     assert 0 < float(store.get("budget", "seconds") or 0) < 60
     store.close()
+
+
+def test_what_is_shown_while_it_works(
+    write_rows: Callable[[int], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Prompts and tokens a second, how many are kept, how many dropped and why: in a file, and as lines."""
+    monkeypatch.setattr("counterfoil.progress.FILE_EVERY_S", 0.0)
+    monkeypatch.setattr("counterfoil.progress.FIRST_LINE_AFTER_S", 0.0)
+    monkeypatch.setattr("counterfoil.progress.LINE_EVERY_S", 0.0)
+    values: dict[str, Any] = {
+        "task": {"name": "file", "path": str(write_rows(40))},
+        "engine": Scripted(replies=(GOOD, BAD), latency_s=0.01, fail_when="place 7"),
+        "recipe": {"name": "best_of_n", "n": 2},
+        "filters": [],
+    }
+    done = build(Synthesize, values, source="test").run(tmp_path / "run")
+    lines = [json.loads(line) for line in done.path("progress.jsonl").read_text().splitlines()]
+    *_, last = (line for line in lines if "prompts/s" in line)
+    assert 0 < last["prompts/s"] < 110
+    assert last["tokens/s"] > last["prompts/s"]
+    assert last["counts"] == {"kept": 38, "generate: request failed": 1}, "before the last one is written"
+    assert any(line["left_s"] for line in lines if "prompts/s" in line)
+    said = capsys.readouterr()
+    assert "prompts/s" in said.out + said.err
+    assert "generate: request failed 1" in said.out + said.err

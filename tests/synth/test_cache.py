@@ -96,6 +96,7 @@ def test_nothing_changed_asks_nothing(place: Place) -> None:
         {"target_pairs": 5},
         {"max_tokens_total": 100},
         {"price": {"prompt": 1}},
+        {"engine": Weighty(replies=("A river runs past", "A hill stands over it", '{"mark": 3}'), max_in_flight=2)},
     ],
 )
 def test_what_is_done_with_answers_asks_nothing(changes: dict[str, Any], place: Place) -> None:

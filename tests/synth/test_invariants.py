@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from counterfoil.config import build
 from counterfoil.jsonl import read_jsonl
-from counterfoil.records import Comparison, Dropped, Exchange, Pair, Prompt, Record, Score
+from counterfoil.records import Comparison, Dropped, Exchange, Group, Pair, Prompt, Record, Score
 from synth.synthesize import Synthesize
 
 REPLIES = (
@@ -104,7 +104,14 @@ RECIPES = st.fixed_dictionaries(
 )  # fmt: skip
 SCORERS = st.sampled_from(["verifiable", {"name": "judge", "explain": False}, {"name": "pairwise", "explain": False}])
 FILTERS = st.lists(
-    st.sampled_from(["near_duplicate", "length_only", "truncated", "refusal", "copies_prompt"]), unique=True
+    st.sampled_from(
+        [
+            *({"name": name} for name in ("near_duplicate", "length_only", "truncated", "refusal", "copies_prompt")),
+            *({"name": name} for name in ("fuzzy_duplicate", "length_gap", "language")),
+            {"name": "margin", "least": 0.3},
+        ]
+    ),
+    unique_by=lambda item: item["name"],
 )
 
 
@@ -119,7 +126,7 @@ def test_whatever_engines_say(
     rules: list[dict[str, Any]],
     recipe: dict[str, Any],
     scorer: Any,
-    filters: list[str],
+    filters: list[dict[str, Any]],
     verdicts: list[str],
     seed: int,
     target: int | None,
@@ -153,7 +160,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "flaw": {
         "kinds": ["number", "negation", "relation"], "good": "own", "n": 2, "least_score": 0.0, "judge": {"explain": False},
     },
-    "weak_to_strong": {"n": 3, "drop_below": 0.3, "override_at": 0.3},
+    "weak_to_strong": {"n": 5, "drop_below": 0.3, "override_at": 0.3},
     "codec": {"num_actions": 1, "rounds": 2, "theta": 1.0},
 }  # fmt: skip
 SAID = st.sampled_from([
@@ -173,7 +180,7 @@ SAID = st.sampled_from([
     said=st.lists(SAID, min_size=1, max_size=12), other=st.lists(SAID, min_size=1, max_size=6),
 )  # fmt: skip
 def test_other_makers_of_pairs_hold_to_it_too(
-    name: str, rows: list[str], filters: list[str], said: list[str], other: list[str], seed: int
+    name: str, rows: list[str], filters: list[dict[str, Any]], said: list[str], other: list[str], seed: int
 ) -> None:
     """Two models that say anything, schemas and all: what is a pair, and where rows go."""
     role = {"flaw": "judge", "weak_to_strong": "weak", "codec": "strong"}[name]
@@ -197,8 +204,17 @@ def test_other_makers_of_pairs_hold_to_it_too(
             assert chosen != rejected
             assert chosen.strip()
             assert rejected.strip()
-            assert pair.score_chosen >= pair.score_rejected
-        prompts = {item.id for item in read(done.folder, "prompts", Prompt)}
+            assert pair.score_chosen > pair.score_rejected
+        asked = {item.id: item for item in read(done.folder, "prompts", Prompt)}
+        exchanges: list[Exchange] = read(done.folder, "exchanges", Exchange)
+        written = {item.id: item.text for exchange in exchanges for item in exchange.completions}
+        for pair in pairs:
+            if name != "codec":  # whose pairs answer instructions that it made
+                assert pair.prompt == asked[pair.prompt_id].messages
+            sides = {pair.chosen_id: pair.chosen, pair.rejected_id: pair.rejected}
+            for key, messages in list(sides.items())[: 1 if name == "flaw" else 2]:  # no model wrote the planted one
+                assert written[key].strip() == messages[0]["content"].strip()
+        prompts = set(asked)
         kept = {pair.source_id for pair in pairs}
         dropped = read(done.folder, "dropped", Dropped)
         assert kept <= prompts
@@ -208,6 +224,35 @@ def test_other_makers_of_pairs_hold_to_it_too(
         assert made <= prompts
         for exchange in read(done.folder, "exchanges", Exchange):
             assert {item.prompt_id for item in exchange.completions} == {exchange.prompt_id}
+
+
+@settings(max_examples=25, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    rows=ROWS.filter(lambda rows: any(row.startswith("place") for row in rows)), seed=st.integers(0, 9),
+    said=st.lists(SAID, min_size=1, max_size=12), least=st.sampled_from([0, 1]),
+)  # fmt: skip
+def test_makers_of_groups_lose_no_row_either(rows: list[str], said: list[str], least: int, seed: int) -> None:
+    """Rationales that vote: a row comes to a group whose positives all say what was voted for, or is dropped by name."""
+    recipe = {"name": "rationales", "n": 4, "hot_n": 1, "min_share": 0.3, "min_negatives": least}
+    engine = {"name": "scripted", "max_in_flight": 4, "fail_when": "fails", "replies": said}
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        done = write_job(folder, rows, [], engine=engine, recipe=recipe, seed=seed).run(folder / "run", quiet=True)
+        prompts = {item.id: item for item in read(done.folder, "prompts", Prompt)}
+        groups: list[Group] = read(done.folder, "groups", Group)
+        dropped = read(done.folder, "dropped", Dropped)
+        kept = {item.source_id for item in groups}
+        assert len(rows) == len(kept) + len(dropped) == done.manifest["counts"]["read"]
+        assert set(prompts) == kept | {item.id for item in dropped if item.stage != "read"}
+        for group in groups:
+            asked = prompts[str(group.source_id)].messages[-1]["content"]
+            assert str(group.prompt[-1]["content"]).startswith(asked)  # pyright: ignore[reportArgumentType]
+            sides = {role: [item for item in group.answers if item.role == role] for role in ("chosen", "rejected")}
+            assert sides["chosen"]
+            assert len(sides["rejected"]) >= least
+            assert len({item.final for item in sides["chosen"]}) == 1
+            assert all(item.text.strip() for side in sides.values() for item in side)
+            assert not {item.text for item in sides["chosen"]} & {item.text for item in sides["rejected"]}
 
 
 def test_an_engine_that_fails_speaks_garbage_and_is_cut_off(tmp_path: Path) -> None:
