@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from align.objective import Objective
 from align.objectives.copg import Copg
 from align.objectives.dpo import Dpo
+from align.objectives.pairwise import Pairwise
 from align.train import Train
 from align.training import DISPLACED_NATS, LOOK_BACK, read_ratios, watch
 from counterfoil.errors import RunError
@@ -82,9 +83,8 @@ def test_what_is_shown_of_a_training_is_the_distance_from_the_reference(
     told: list[str] = []
     monkeypatch.setattr(Progress, "say", lambda _, text: told.append(text))
     settings: dict[str, Any] = {"data": data, "model": str(tiny_model), "batch_size": 6}
-    far = Train(objective=Dpo(beta=0.01), learning_rate=3e-2, max_steps=40, **settings).run(
-        tmp_path / "far", quiet=True
-    )
+    falling = Pairwise(loss_type="apo_down", beta=0.1)  # chosen answers are pushed down, the rejected further
+    far = Train(objective=falling, learning_rate=3e-2, max_steps=25, **settings).run(tmp_path / "far", quiet=True)
     assert far.figures["chosen_log_ratio"] < -1
     assert sum("chosen answers became less likely" in text for text in told) == 1
     start = far.path("adapter")
