@@ -4,14 +4,16 @@
                                           # (--only 512/64: one prompt and answer length, here and in `sharing`)
     python benchmarks/align.py sharing    # shared prompts alone: the same head, the same cached reference
     python benchmarks/align.py copg       # eight completions of one prompt against eight rows of their own
+    python benchmarks/align.py counts     # the work of `dpo`, counted alone
     python benchmarks/align.py kinds      # where our step's time goes: matrix products, attention, the rest
     python benchmarks/align.py memory     # peak memory of a step against TRL's, each in a process of its own
 
 A step is forward, backward, clipping and the optimiser's. Variants train copies of the embedded model with LoRA r=16 on all
 linear layers, on the same random tokens, and take turns: 6 rounds, the first warms up, the minimum of the others counts.
 Their losses must agree to 1e-4 at every round (they move, so this compares gradients too): asserted in the same run.
-Work is counted as well, exactly and the same on any machine: positions that go through the layers, and the operations of all
-matrix products of a step, apart for the head (where one side is a part of the vocabulary) and for the rest.
+Work is counted as well, exactly and the same on any machine: positions that go through the layers, and through the head (each
+way counted, forwards and backwards), and the operations of all matrix products of a step, apart for the head (where one side is
+a part of the vocabulary) and for the rest.
 """
 
 import argparse
@@ -125,6 +127,7 @@ class Runner:
         self.optimizer = torch.optim.AdamW((part for part in self.model.parameters() if part.requires_grad), lr=1e-4)
         self.positions = 0
         self.work: dict[str, float] = {}
+        self.in_head = 0
         inner = self.model.get_base_model().model.layers[0]
         inner.register_forward_hook(lambda _, given, __: self._count(given[0]), with_kwargs=False)
         self.losses: list[float] = []
@@ -137,6 +140,8 @@ class Runner:
         with Work(self.model.config.vocab_size) as work:
             self()
         self.work = work.done
+        config = self.model.config
+        self.in_head = round(work.done["head"] * 1e9 / (2 * config.hidden_size * config.vocab_size))
 
     def __call__(self) -> float:
         """Take a step; return its CPU seconds."""
@@ -173,14 +178,17 @@ def compare(runners: dict[str, Runner]) -> dict[str, float]:
 
 
 def show(title: str, best: dict[str, float], over: str, under: str, runners: dict[str, Runner]) -> None:
-    """Print one variant's time as a multiple of another's."""
+    """Print one variant's time, where it was taken, and work as a multiple of another's."""
     one, other = runners[over], runners[under]
     work = {where: (one.work[where], other.work[where]) for where in ("rest", "head")}
     total = sum(one.work.values()) / sum(other.work.values())
     layers, head = (f"{where[0]:.0f} and {where[1]:.0f}" for where in work.values())
+    places = (
+        f"positions in the layers {one.positions} and {other.positions}, in the head {one.in_head} and {other.in_head}"
+    )
+    took = f"{best[over] / best[under]:.2f} ({best[over]:.2f} and {best[under]:.2f} s a step); " if best else ""
     print(
-        f"{title}: {over} / {under}: {best[over] / best[under]:.2f} ({best[over]:.2f} and {best[under]:.2f} s a step); "
-        f"work {total:.2f} (GFLOP of the layers {layers}, head {head}; positions {one.positions} and {other.positions})",
+        f"{title}: {over} / {under}: {took}work {total:.2f} (GFLOP of the layers {layers}, head {head}; {places})",
         flush=True,
     )
 
@@ -197,7 +205,19 @@ def choose(*lengths: tuple[int, int]) -> list[tuple[int, int]]:
     return [pair for pair in lengths if not ONLY or f"{pair[0]}/{pair[1]}" in ONLY]
 
 
-def compare_dpo(folder: str, out: str) -> None:
+def compare_counts(folder: str, out: str) -> None:
+    """Count a step of each."""
+    compare_dpo(folder, out, compare=count)
+
+
+def count(runners: dict[str, Runner]) -> dict[str, float]:
+    """Let each take the step that is counted."""
+    for run in runners.values():
+        run.count()
+    return {}
+
+
+def compare_dpo(folder: str, out: str, *, compare: Callable[[dict[str, Runner]], dict[str, float]] = compare) -> None:
     """Against TRL's DPOTrainer."""
     for prompt, answer in choose((512, 64), (256, 128), (128, 256)):
         rows = draw_pairs(prompt, answer)
