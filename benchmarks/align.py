@@ -11,8 +11,8 @@
 A step is forward, backward, clipping and the optimiser's. Variants train copies of the embedded model with LoRA r=16 on all
 linear layers, on the same random tokens, and take turns: 6 rounds, the first warms up, the minimum of the others counts.
 Their losses must agree to 1e-4 at every round (they move, so this compares gradients too): asserted in the same run.
-Work is counted as well, exactly and the same on any machine: positions that go through the layers, and through the head (each
-way counted, forwards and backwards), and the operations of all matrix products of a step, apart for the head (where one side is
+Work is counted, exactly and the same on any machine: positions that go through the layers, and through the head (each
+way counted, forwards and backwards), and the operations of all matrix products of a step, apart for the head (where a side is
 a part of the vocabulary) and for the rest.
 """
 

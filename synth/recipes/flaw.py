@@ -9,9 +9,9 @@ the difference is confirmed by a judge, which has to prefer the good answer, or 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel, Field, create_model, model_validator
 from rapidfuzz import fuzz
 
 from counterfoil.records import (
@@ -118,6 +118,13 @@ class Flaw(Recipe):
     """`both` wants the good answer preferred in either order. `balance` wants it preferred over the two orders taken
     together, by more than the judge's tie band: for a judge by likelihood to whom an answer's place matters more than what it
     says. `place` shows the flawed answer alone, and wants the sentence named that was changed."""
+
+    @model_validator(mode="after")
+    def check_balance(self) -> Self:
+        """Refuse a verdict by the smallest of leans."""
+        if self.found == "balance" and self.judge is not None and not self.judge.tie_band:
+            raise ValueError("found: balance wants a tie_band above 0: any lean, noise as well, would be a verdict")
+        return self
 
     def asks(self) -> Mapping[str, frozenset[str]]:
         """The main model for answers, the planter where a model plants, the judge."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from align.objectives.unlikelihood import Unlikelihood
 from counterfoil.config import build
+from counterfoil.errors import ConfigError
 from counterfoil.job import Finished
 from counterfoil.jsonl import read_jsonl
 from counterfoil.records import Comparison, Dropped, Exchange, Group, Pair, Record, Score
@@ -200,6 +201,8 @@ def test_a_judge_that_likes_a_place_can_be_balanced(tmp_path: Path) -> None:
     (pair,) = read(done.folder, "pairs.jsonl", Pair)
     expected = (math.tanh(1.25) - math.tanh(0.75)) / 2
     assert pair.score_chosen - pair.score_rejected == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(ConfigError, match="tie_band above 0"):
+        synthesize(tmp_path / "any", [], found="balance", kinds=["number"], judge={"by": "likelihood", "tie_band": 0})
     blind = synthesize(tmp_path / "blind", [], judged_by=Likes(good=0.05), found="balance", **given)
     assert blind.manifest["counts"]["dropped"] == {"flaw: number: the judge does not find it": 1}, "within the band"
 
