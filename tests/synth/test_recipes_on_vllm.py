@@ -9,7 +9,7 @@ import pytest
 
 from counterfoil.config import build
 from counterfoil.jsonl import read_jsonl
-from counterfoil.records import Dropped, Exchange, Group, Pair, Prompt, Record
+from counterfoil.records import Comparison, Dropped, Exchange, Group, Pair, Prompt, Record, Score
 from decode.engine import Session
 from decode.engines.vllm import Vllm
 from synth.synthesize import Synthesize
@@ -66,3 +66,40 @@ def test_a_recipe_runs_on_vllm(name: str, lent: None, tmp_path: Path) -> None:
         for part in item.completions:
             if item.step in {"encode", "rubrics", "decode"} and part.finish_reason == "stop":
                 assert isinstance(json.loads(part.text), dict)
+
+
+SCORERS: dict[str, Any] = {
+    "verifiable": None,
+    "log_likelihood": "log_likelihood",
+    "judge": {"name": "judge", "explain": False},
+    "judge by likelihood": {"name": "judge", "by": "likelihood"},
+    "pairwise": {"name": "pairwise", "by": "likelihood"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCORERS)
+def test_pairs_on_vllm_are_of_its_answers_and_as_the_scorer_says(name: str, lent: None, tmp_path: Path) -> None:
+    """Code and likelihoods tell answers apart; of a judge as small as this it only counts that a pair is as it said."""
+    recipe = {"name": "best_of_n", "n": 4, "max_new_tokens": 32, "margin": 1e-6}
+    values = {"task": {"name": "constraints", "count": 6, "difficulty": "easy"}, "recipe": recipe, "filters": []}
+    values |= {"scorer": SCORERS[name]} if SCORERS[name] else {}
+    done = build(Synthesize, values, source="test").run(tmp_path / "run", quiet=True)
+    counts = done.manifest["counts"]
+    assert counts["read"] == 6 == counts["kept"] + sum(counts["dropped"].values())
+    assert not [reason for reason in counts["dropped"] if reason.startswith("generate")], "all was answered"
+    pairs: list[Pair] = read(done.folder, "pairs.jsonl", Pair)
+    assert pairs or name not in ("verifiable", "log_likelihood")
+    exchanges: list[Exchange] = read(done.folder, "exchanges.jsonl", Exchange)
+    answers = {part.id: part.text for item in exchanges if item.step == "answer" for part in item.completions}
+    scores = {item.completion_id: item.value for item in read(done.folder, "scores.jsonl", Score)}
+    compared: list[Comparison] = read(done.folder, "comparisons.jsonl", Comparison)
+    assert bool(compared) == (name == "pairwise")
+    for pair in pairs:
+        for key, said in ((pair.chosen_id, pair.chosen), (pair.rejected_id, pair.rejected)):
+            assert answers[key].strip() == said[0]["content"].strip()
+        assert scores[pair.chosen_id] == pair.score_chosen > pair.score_rejected == scores[pair.rejected_id]
+    if name == "judge":
+        marks = [json.loads(part.text) for item in exchanges if item.role == "judge" for part in item.completions]
+        assert marks
+        assert all(1 <= item["mark"] <= 5 for item in marks)
