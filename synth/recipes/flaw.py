@@ -117,7 +117,8 @@ class Flaw(Recipe):
     found: Literal["both", "balance", "place"] = "both"
     """`both` wants the good answer preferred in either order. `balance` wants it preferred over the two orders taken
     together, by more than the judge's tie band: for a judge by likelihood to whom an answer's place matters more than what it
-    says. `place` shows the flawed answer alone, and wants the sentence named that was changed."""
+    says. `place` shows the flawed answer alone, and wants the sentence named that was changed; and the good one alone, in
+    which the same sentence must not be named: some judges name the first of any."""
 
     @model_validator(mode="after")
     def check_balance(self) -> Self:
@@ -176,16 +177,21 @@ class Flaw(Recipe):
         if self.judge is None or not planted:
             return [1.0 for _ in planted]
         if self.found == "place":
-            return (yield from self._find_places(prompt, planted, self.judge))
+            return (yield from self._find_places(prompt, good, planted, self.judge))
         compared = yield from self.judge.compare(prompt, [(good, item.completion) for item in planted])
         if self.found == "balance":
             return [item.preference if item.preference > self.judge.tie_band else None for item in compared]
         return [item.preference if item.winner == 0 else None for item in compared]
 
-    def _find_places(self, prompt: Prompt, planted: Sequence[_Planted], judge: PairJudge) -> Steps[list[float | None]]:
-        """Have the judge name the faulty sentence of each answer; 1 where it is one that was changed, else None."""
+    def _find_places(
+        self, prompt: Prompt, good: Completion, planted: Sequence[_Planted], judge: PairJudge
+    ) -> Steps[list[float | None]]:
+        """Have the judge name the faulty sentence of each answer, the good one among them.
+
+        1 where it is one that was changed, and is not named in the good answer as well; else None.
+        """
         request = disarm(show_request(prompt))
-        sentences = [list(SENTENCE.finditer(item.completion.text)) for item in planted]
+        sentences = [list(SENTENCE.finditer(text)) for text in (good.text, *(item.completion.text for item in planted))]
         shown: list[Content] = []
         for parts in sentences:
             numbered = "\n".join(f"{number}. {disarm(part[0])}" for number, part in enumerate(parts, 1))
@@ -194,10 +200,10 @@ class Flaw(Recipe):
         wanted = create_model("Found", __base__=_Found, sentence=(int, Field(ge=0, le=max(map(len, sentences)))))
         told = yield from ask_for(wanted, shown, Sampling(max_new_tokens=32), step="find", role=judge.role)
         preferred: list[float | None] = []
-        for item, parts, found in zip(planted, sentences, told, strict=True):
+        for item, parts, found in zip(planted, sentences[1:], told[1:], strict=True):
             named = parts[found.sentence - 1].span() if 0 < found.sentence <= len(parts) else (0, 0)
             hit = any(change.start < named[1] and named[0] < change.stop for change in item.changes)
-            preferred.append(1.0 if hit else None)
+            preferred.append(1.0 if hit and found.sentence != told[0].sentence else None)
         return preferred
 
     def _find_good(self, prompt: Prompt, scorer: Scorer) -> Steps[Completion]:

@@ -208,19 +208,28 @@ def test_a_judge_that_likes_a_place_can_be_balanced(tmp_path: Path) -> None:
 
 
 def test_a_judge_that_names_the_sentence(tmp_path: Path) -> None:
-    """It is shown the flawed answer alone, numbered; 0 is no mistake, and another sentence is not the fault."""
+    """It is shown each answer alone, numbered: 0 is no mistake, another sentence is not the fault."""
     answers = ["It has 3 legs. It is old.", "It is big. It has 4 legs."]
+    sound = [{"when": text, "replies": ['{"sentence": 0}']} for text in ("1. It has 3 legs.", "2. It has 4 legs.")]
     for named, kept in ((1, [answers[0]]), (2, [answers[1]]), (0, [])):
-        script = [{"when": "may have a mistake", "replies": [json.dumps({"sentence": named})]}]
+        script = [*sound, {"when": "may have a mistake", "replies": [json.dumps({"sentence": named})]}]
         done = synthesize(tmp_path / str(named), script, answers=answers, kinds=["number"], found="place")
         pairs = read(done.folder, "pairs.jsonl", Pair)
         assert [pair.chosen[0]["content"] for pair in pairs] == kept
         assert [(pair.score_chosen, pair.score_rejected) for pair in pairs] == [(1, 0)] * len(kept)
-        (one, _) = read(done.folder, "exchanges.jsonl", Exchange)
-        assert one.step == "find"
-        assert answers[0] not in str(one.sent), "the good answer is not shown"
+        shown = [item for item in read(done.folder, "exchanges.jsonl", Exchange) if item.step == "find"]
+        assert len(shown) == 4
+        assert sum("It has 3 legs. It is old." in str(item.sent).replace("\\n2.", "") for item in shown) == 1
         dropped = done.manifest["counts"]["dropped"]
         assert dropped == {"flaw: number: the judge does not find it": 2 - len(kept)}
+
+
+def test_a_judge_that_names_the_same_sentence_of_any_answer_finds_nothing(tmp_path: Path) -> None:
+    for named in (1, 2):
+        script = [{"when": "may have a mistake", "replies": [json.dumps({"sentence": named})]}]
+        answers = ["It has 3 legs. It is old.", "It is big. It has 4 legs."]
+        done = synthesize(tmp_path / str(named), script, answers=answers, kinds=["number"], found="place")
+        assert done.manifest["counts"]["dropped"] == {"flaw: number: the judge does not find it": 2}
 
 
 def test_a_kind_without_a_place_is_dropped_and_the_others_go_on(tmp_path: Path) -> None:
