@@ -326,14 +326,16 @@ def test_the_mask_in_two_comparisons_is_that_of_prefixes(shape: str, side: str, 
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")  # the unfused form is what a reference wants
-def test_flex_attention_with_that_mask_is_the_attention_of_rows() -> None:
+@pytest.mark.parametrize("window", [None, 3])
+def test_flex_attention_with_that_mask_is_the_attention_of_rows(window: int | None) -> None:
+    """What a GPU computes, uncompiled; its gradients are not to be had on a CPU."""
     from torch.nn.attention.flex_attention import flex_attention
 
     torch.manual_seed(0)
     rows = make_rows("two pairs")
     trie = Trie.build(*pad(rows, "right"))
     size = len(trie.source)
-    query, key, value = (torch.randn(1, heads, size, 8) for heads in (4, 2, 2))
-    found = flex_attention(query, key, value, block_mask=trie.block_mask(None), enable_gqa=True)
-    expected, _ = _attend(None, query, key, value, None, trie=trie)
-    torch.testing.assert_close(found.transpose(1, 2), expected, rtol=1e-5, atol=1e-5)  # pyright: ignore
+    given = [torch.randn(1, heads, size, 8) for heads in (4, 2, 2)]
+    found: Any = flex_attention(*given, block_mask=trie.block_mask(window), enable_gqa=True)
+    expected, _ = _attend(None, *given, None, trie=trie, sliding_window=window)
+    torch.testing.assert_close(found.transpose(1, 2), expected, rtol=1e-5, atol=1e-5)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from counterfoil.cli import main
 from counterfoil.errors import InputError
 from counterfoil.job import Finished
 from counterfoil.pipeline import Pipeline
@@ -215,8 +216,32 @@ def test_what_trainings_read_is_the_same_whatever_the_known_answers_are(tmp_path
     assert all(not row["reference"] for row in read(first, "questions.jsonl"))
 
 
+@pytest.mark.slow
+def test_every_training_is_the_same_whatever_the_known_answers_are(tmp_path: Path, tiny_model: Path) -> None:
+    """The whole loop, with right and with wrong known answers: the same adapters but for the ceiling's, to the byte."""
+    rows = [{"question": f"What is {at} + 1?", "answer": str(at + 1)} for at in range(24)]
+    taught = {row["prompt"][0]["content"] for row in read(split(tmp_path / "first", rows), "weak.jsonl")}
+    told = [(f"What is {at} + 1?", [f"The answer is {at + 1}."] * 8 + [f"The answer is {at}."] * 2) for at in range(24)]
+    script = tmp_path / "script.jsonl"
+    script.write_text("".join(json.dumps({"when": asked, "replies": replies}) + "\n" for asked, replies in told))
+    fits = ("weak", "naive_fit", "stage_one_fit", "stage_two_fit", "held_fit", "ceiling_fit")
+    few = ["split.weak=8", "split.strong=8", "split.test=8", *(f"{name}.max_steps=2" for name in fits)]
+    few += [f"model={tiny_model}", f"engine={json.dumps({'name': 'scripted', 'script': str(script)})}"]
+    for name, wrong in (("right", False), ("wrong", True)):
+        data = tmp_path / f"{name}.jsonl"
+        known = [{**row, "answer": "7"} if wrong and row["question"] not in taught else row for row in rows]
+        data.write_text("".join(json.dumps(row) + "\n" for row in known))
+        words = ["run", "weak_to_strong_direct", f"split.data={data}", *few, "--to", str(tmp_path / f"run {name}")]
+        assert main([*words, "--quiet"]) == 0
+    for name in fits:
+        path = f"{name}/adapter/adapter_model.safetensors"
+        right, wrong = ((tmp_path / f"run {side}" / path).read_bytes() for side in ("right", "wrong"))
+        assert (right == wrong) == (name != "ceiling_fit"), name
+
+
 def split(folder: Path, rows: Sequence[dict[str, str]]) -> Finished:
     folder.mkdir()
     data = folder / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Split(data=data, weak=15, strong=15, test=10).run(folder / "run", quiet=True)
+    weak, strong, test = {40: (15, 15, 10), 24: (8, 8, 8)}[len(rows)]
+    return Split(data=data, weak=weak, strong=strong, test=test).run(folder / "run", quiet=True)
