@@ -278,7 +278,7 @@ class Train(Job):
         steps = self.max_steps or math.ceil(math.ceil(batches / self.accumulate) * self.epochs)
         # By the share transformers takes at least one step, and the first one's rate is 0: one of few, or the only one.
         trainer.args.warmup_steps = math.floor(self.warmup_frac * steps)
-        checkpoint = find_checkpoint(checkpoints, processes=trainer.args.world_size)
+        checkpoint = find_checkpoint(checkpoints)
         stage_name = "train" if name == "adapter" else f"train {name}"
         with run.progress.stage(stage_name, total=steps, already=read_step(checkpoint)) as stage:
             beta = getattr(objective, "beta", None)

@@ -29,16 +29,18 @@ DISPLACED_NATS = -1.0
 """Below this mean log-ratio an answer is said to have lost probability: a third of it is left."""
 
 
-def find_checkpoint(folder: Path, *, processes: int = 1) -> Path | None:
+def find_checkpoint(folder: Path) -> Path | None:
     """Return the newest whole checkpoint: the trainer's state is the last file that the first process writes, not at once.
 
-    Of several processes each writes a random state, and the first does not wait for the others'.
+    Of several processes each writes a random state, and the first does not wait for the others': one with fewer than another
+    checkpoint, or with the first one's alone, is not whole. Another number of processes may go on from it.
     """
-    states = [f"rng_state_{rank}.pth" for rank in range(processes)] if processes > 1 else []
+    states = {path: len([*path.glob("rng_state_*.pth")]) for path in folder.glob("checkpoint-*")}
+    most = max(states.values(), default=0)
     whole = [
         path
-        for path in folder.glob("checkpoint-*")
-        if _is_whole(path / "trainer_state.json") and all((path / name).is_file() for name in states)
+        for path, count in states.items()
+        if _is_whole(path / "trainer_state.json") and (not count or 1 < count == most)
     ]
     return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
 

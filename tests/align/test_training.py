@@ -33,16 +33,17 @@ def test_advice_names_the_settings_that_can_be_lowered() -> None:
 
 
 def test_a_checkpoint_of_several_processes_is_whole_with_each_ones_random_state(tmp_path: Path) -> None:
-    for step, files in ((1, ("rng_state_0.pth", "rng_state_1.pth")), (2, ("rng_state_0.pth",)), (3, ())):
+    both, first, alone = ("rng_state_0.pth", "rng_state_1.pth"), ("rng_state_0.pth",), ("rng_state.pth",)
+    for step, files in ((1, alone), (2, both), (3, first), (4, ())):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         for name in files:
             (folder / name).touch()
         (folder / "trainer_state.json").write_text('{"global_step": 1}')
-    (tmp_path / "checkpoint-3/trainer_state.json").write_text('{"global')
+    (tmp_path / "checkpoint-4/trainer_state.json").write_text('{"global')
     assert find_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
-    assert find_checkpoint(tmp_path, processes=2) == tmp_path / "checkpoint-1"
-    assert find_checkpoint(tmp_path, processes=3) is None
+    (tmp_path / "checkpoint-2/rng_state_1.pth").unlink()
+    assert find_checkpoint(tmp_path) == tmp_path / "checkpoint-1", "none of two with the first one's alone"
 
 
 def test_other_errors_pass() -> None:
