@@ -71,12 +71,11 @@ class Answers(Job):
     def check(self) -> None:
         """Raise InputError for a part or run that is not finished, and what `check_roles` raises."""
         check_runs(self.runs, instead_of="parts", given=self.parts, same=("scorer", "roles", "group_by"))
-        if bool(self.parts) != bool(self.prompts) or (self.runs and self.group_by):
-            given = f"prompts: {self.prompts}, group_by: {self.group_by}"
-            allowed = "prompts beside parts; neither beside runs, which have their own"
-            raise InputError(
-                "prompts, group_by", given=given, allowed=allowed, do="Give prompts=FILE.jsonl parts=RUN,RUN."
-            )
+        theirs = sorted(self.model_fields_set & {"prompts", "scorer", "roles", "group_by"}) if self.runs else []
+        if theirs or (self.parts and self.prompts is None):
+            given = ", ".join(theirs) or "parts without prompts"
+            allowed = "prompts beside parts; beside runs none of what they have scored by"
+            raise InputError("prompts, runs", given=given, allowed=allowed, do="Give prompts=FILE.jsonl parts=RUN,RUN.")
         check_parts(self.parts)
         check_roles(self.scorer, self.roles)
 

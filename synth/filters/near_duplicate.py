@@ -19,8 +19,8 @@ class NearDuplicate(LocalFilter):
     similarity: float = Field(default=0.9, gt=0, le=1)
     """Normalised indel similarity (1 is equal) from which two answers count as the same."""
     across_pairs: bool = True
-    """Also drop a pair whose chosen answer was chosen before, to another prompt; and a pair that came before; keeps some
-    210 bytes a pair in memory."""
+    """Also drop a pair whose chosen answer was chosen before, to another prompt; and a pair that came before; keeps two
+    entries a pair in memory."""
 
     def open(self) -> Judge:
         """Return the judgement."""

@@ -173,7 +173,8 @@ def test_runs_with_other_seeds_are_one_table(tmp_path: Path) -> None:
     for fields, said in (
         ({"runs": tuple(runs), "parts": (tmp_path / "0" / "x",)}, "parts, runs: both"),
         ({}, "parts, runs: neither"),
-        ({"runs": tuple(runs), "prompts": tmp_path / "0.jsonl"}, "neither beside runs"),
+        ({"runs": tuple(runs), "prompts": tmp_path / "0.jsonl"}, "prompts, runs: prompts"),
+        ({"runs": tuple(runs), "scorer": ExactAnswer(within=False)}, "prompts, runs: scorer"),
         ({"parts": (tmp_path / "0" / "x",)}, "prompts beside parts"),
         ({"runs": (runs[0], tmp_path)}, "what an earlier job wrote"),
     ):
